@@ -1,0 +1,42 @@
+"""What an adapter is checked against: the shapes and the identity of one frozen base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSpec:
+    """One linear map of the base that an adapter may add to.
+
+    `y = W x` with `W` of shape `(out_features, in_features)`, whatever way round the module stores it
+    (`Conv1D` of GPT-2 stores the transpose).
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSpec:
+    """The frozen base as adapters see it.
+
+    Attributes:
+        name: the name that clients use for the base in `model`.
+        digest: hex SHA-256 over config and weights; part of every cache key.
+        linears: every linear map that LoRA may target, by qualified module name such as
+            `model.layers.0.self_attn.q_proj`.
+        other_modules: every other qualified module name, so that an error can tell "not a linear
+            layer" from "no such module".
+        source: the path or hub id that the base was loaded from.
+        tied_head: whether the output head shares its weight with the input embedding.
+    """
+
+    name: str
+    digest: str
+    linears: Mapping[str, LinearSpec]
+    other_modules: frozenset[str] = field(default_factory=frozenset)
+    source: str = ""
+    tied_head: bool = False

@@ -1,0 +1,47 @@
+"""The one primitive that every adapter becomes: a low-rank delta for each module that it wraps.
+
+    y = W x + scale * B (A x)
+
+Formula: LoRA, Hu et al. 2021 (arXiv 2106.09685), section 4.1. `scale` is `alpha / r`, or `alpha / sqrt(r)`
+for rank-stabilised LoRA (arXiv 2312.03732).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleDelta:
+    """The delta of one module. `a`: `(rank, in_features)`, `b`: `(out_features, rank)`, both contiguous."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self.a.nbytes + self.b.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterWeights:
+    """One adapter version in memory, by qualified module name of the base (keys of `BaseSpec.linears`)."""
+
+    digest: str
+    deltas: Mapping[str, ModuleDelta]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(delta.nbytes for delta in self.deltas.values())
+
+    @property
+    def max_rank(self) -> int:
+        return max((delta.rank for delta in self.deltas.values()), default=0)

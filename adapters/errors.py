@@ -1,0 +1,30 @@
+"""What can be wrong with an adapter, as exceptions that the CLI and the API turn into one clear line.
+
+Every message names the offending tensor, field or adapter and says what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class AdapterError(Exception):
+    """Base of all errors in this package. `str(error)` is one line, fit to be shown to a user."""
+
+
+class InvalidAdapter(AdapterError):
+    """The files are not an adapter that this base can serve: a 400 over HTTP, exit code 1 in the CLI."""
+
+
+class AdapterTooLarge(AdapterError):
+    """The adapter is over a declared limit (file size, rank): a 413 over HTTP."""
+
+
+class InvalidName(AdapterError):
+    """The adapter name breaks the naming rules, or is taken by something else: a 400 over HTTP."""
+
+
+class AdapterNotFound(AdapterError):
+    """No live adapter (or no live version of it) has this name: a 404 over HTTP, never the base."""
+
+
+class AdapterConflict(AdapterError):
+    """The request contradicts what is stored, such as loading a name twice: a 409 over HTTP."""

@@ -1,0 +1,77 @@
+"""Every setting of the server, in one typed class.
+
+Each field is a flag of `multilora serve` (`max_model_len` is `--max-model-len`) and an environment variable
+(`MULTILORA_MAX_MODEL_LEN`). A flag wins over the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/multilora`, or `~/.local/share/multilora`."""
+    root = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(root) / "multilora"
+
+
+class Settings(BaseSettings):
+    """Settings of one server process. Values are validated before anything is loaded."""
+
+    model_config = SettingsConfigDict(env_prefix="MULTILORA_", extra="forbid", frozen=True)
+
+    model: str | None = Field(None, description="base model: a folder or a hub id (default: the shipped base)")
+    adapter: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="NAME=PATH of an adapter folder to publish at start; repeat for more"
+    )
+    served_model_name: str | None = Field(None, description="the base's name in the API (default: from --model)")
+    merge: str | None = Field(None, description="adapter to serve merged into a copy of the base, at full speed")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="type of the weights")
+    threads: int = Field(0, ge=0, description="CPU threads for the model; 0 chooses")
+    max_model_len: int | None = Field(None, ge=8, description="most tokens of prompt and answer together")
+    max_batch_tokens: int = Field(2048, ge=16, description="most tokens in one forward pass")
+    max_running: int = Field(64, ge=1, description="most sequences that run at once")
+    max_waiting: int = Field(1024, ge=1, description="most sequences that wait; one more is a 429")
+    kv_cache_gb: float | None = Field(None, gt=0, description="memory for the KV cache in GiB (default: chosen)")
+    block_size: int = Field(16, ge=1, le=256, description="tokens in one KV block")
+    prefix_cache: bool = Field(True, description="reuse the KV of equal prompt beginnings")
+    adapter_memory_gb: float = Field(
+        1.0, gt=0, description="memory for adapters in GiB; the least recently used leave first"
+    )
+    data_dir: Path = Field(default_factory=default_data_dir, description="where uploaded adapters are kept")
+    adapter_dir: Path | None = Field(
+        None, description="folder that /v1/load_lora_adapter may read from (default: none, the route refuses)"
+    )
+    max_adapter_rank: int = Field(256, ge=1, description="largest rank that an adapter may have")
+    max_adapter_mb: int = Field(2048, ge=1, description="largest adapter file in MiB")
+    max_adapters: int = Field(100_000, ge=1, description="most live adapter versions")
+    max_body_mb: int = Field(8, ge=1, description="largest JSON request body in MiB")
+    max_n: int = Field(16, ge=1, description="most answers to one prompt, and most prompts in one request")
+    max_logprobs: int = Field(20, ge=0, description="most alternatives to report for each token")
+    drain_seconds: float = Field(30.0, ge=0, description="how long a stopping server lets requests finish")
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """From the environment: entries separated by commas."""
+        return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+
+    @field_validator("adapter")
+    @classmethod
+    def _name_and_path(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            name, _, path = entry.partition("=")
+            if not name or not path:
+                raise ValueError(f"--adapter takes NAME=PATH, not {entry!r}")
+        return value
