@@ -1,0 +1,158 @@
+"""What the handlers work with: the collaborators as protocols, and one record that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Protocol, cast
+
+import anyio
+from fastapi import Depends, Request
+
+from adapters.base import BaseSpec
+from server.api.errors import draining
+from server.api.tokens import TokenBytes
+from server.engine.request import GenerationOutput, GenerationRequest
+from server.engine.stats import EngineStats
+from server.metrics import Metrics
+from server.settings import Settings
+
+MAX_UPLOADS = 4
+"""Uploads that may be written to disk at the same time; one more is a 429."""
+
+
+class Engine(Protocol):
+    """The part of `server.engine.engine.Engine` that HTTP needs."""
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationOutput, None]: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def residency(self, digest: str) -> str: ...
+
+
+class Version(Protocol):
+    """The part of `adapters.registry.AdapterVersion` that HTTP shows."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def ref(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def base_digest(self) -> str: ...
+    @property
+    def created(self) -> float: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def target_modules(self) -> tuple[str, ...]: ...
+    @property
+    def source(self) -> str: ...
+
+
+class Registry(Protocol):
+    """The part of `adapters.registry.Registry` that HTTP needs."""
+
+    def publish(self, name: str, config: bytes, weights: Path, source: str = "") -> tuple[Version, bool]: ...
+
+    def publish_folder(self, name: str, folder: Path) -> tuple[Version, bool]: ...
+
+    def resolve(self, ref: str) -> Version: ...
+
+    def list(self) -> Sequence[Version]: ...
+
+    def versions(self, name: str) -> Sequence[Version]: ...
+
+    def delete(self, ref: str) -> Sequence[Version]: ...
+
+    def hold(self, digest: str) -> None: ...
+
+    def release(self, digest: str) -> None: ...
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers fast tokenizer that HTTP needs."""
+
+    @property
+    def chat_template(self) -> object: ...
+
+    @property
+    def all_special_ids(self) -> list[int]: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, token_ids: list[int]) -> str: ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
+    ) -> str: ...
+
+
+@dataclass
+class ServerContext:
+    """Everything that one server process answers from.
+
+    Attributes:
+        base: `base.name` is the base's name in the API.
+        started: unix time, the `created` of the base's model card.
+        draining: set it when the server stops; from then on new work is refused with a 503.
+    """
+
+    settings: Settings
+    base: BaseSpec
+    tokenizer: Tokenizer
+    engine: Engine
+    registry: Registry
+    started: float
+    draining: bool = False
+    metrics: Metrics = field(init=False)
+    tokens: TokenBytes = field(init=False)
+    max_prompt_chars: int = field(init=False)
+    tokenizing: anyio.CapacityLimiter = field(init=False)
+    publishing: anyio.CapacityLimiter = field(init=False)
+    uploads: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.engine.stats, self.base.name, self.settings.max_running)
+        vocabulary = self.tokenizer.get_vocab()
+        self.tokens = TokenBytes(self.tokenizer, vocabulary)
+        # A text longer than this has more tokens than the context holds, whatever it says.
+        self.max_prompt_chars = self.engine.max_model_len * max(map(len, vocabulary), default=1)
+        # One at a time each: tokenizing so that a long prompt takes one core at most, and publishing
+        # because checking an adapter may read its whole file into memory.
+        self.tokenizing = anyio.CapacityLimiter(1)
+        self.publishing = anyio.CapacityLimiter(1)
+
+
+def get_context(request: Request) -> ServerContext:
+    """The context of the application that got this request."""
+    return cast(ServerContext, request.app.state.context)
+
+
+def get_open_context(request: Request) -> ServerContext:
+    """The same for routes that start new work: while draining they answer 503."""
+    context = get_context(request)
+    if context.draining:
+        raise draining()
+    return context
+
+
+Context = Annotated[ServerContext, Depends(get_context)]
+OpenContext = Annotated[ServerContext, Depends(get_open_context)]

@@ -1,0 +1,62 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+
+from adapters.errors import AdapterNotFound, InvalidName
+from server.api.context import Context, ServerContext, Version
+from server.api.errors import model_not_found
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def list_models(context: Context) -> dict[str, object]:
+    """The base, then each live adapter once, under its name; its versions are at `/v1/adapters`."""
+    newest: dict[str, Version] = {}
+    for version in await run_in_threadpool(context.registry.list):
+        known = newest.get(version.name)
+        if version.base_digest == context.base.digest and (known is None or known.version < version.version):
+            newest[version.name] = version
+    cards = [adapter_card(context, name, newest[name]) for name in sorted(newest)]
+    return {"object": "list", "data": [base_card(context), *cards]}
+
+
+@router.get("/v1/models/{model:path}")
+async def get_model(context: Context, model: str) -> dict[str, object]:
+    """The card of one name, `name@version` included."""
+    if model == context.base.name:
+        return base_card(context)
+    try:
+        version = context.registry.resolve(model)
+    except (AdapterNotFound, InvalidName):
+        raise model_not_found(model) from None
+    if version.base_digest != context.base.digest:
+        raise model_not_found(model)
+    return adapter_card(context, model, version)
+
+
+def base_card(context: ServerContext) -> dict[str, object]:
+    """The base: no parent, and itself as its root."""
+    return _card(context, context.base.name, context.started, context.base.name, None)
+
+
+def adapter_card(context: ServerContext, name: str, version: Version) -> dict[str, object]:
+    """An adapter under `name`; `root` is the version that answers to it now."""
+    return _card(context, name, version.created, version.ref, context.base.name)
+
+
+def _card(
+    context: ServerContext, name: str, created: float, root: str, parent: str | None
+) -> dict[str, object]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(created),
+        "owned_by": "multilora",
+        "root": root,
+        "parent": parent,
+        "max_model_len": context.engine.max_model_len,
+    }

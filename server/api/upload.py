@@ -1,0 +1,172 @@
+"""An adapter upload: multipart parts straight to disk, each part known, bounded and wanted."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from server.api.errors import APIError
+from server.settings import MIB, Settings
+
+FOLDER = "uploads"
+NAME_BYTES = 256
+CONFIG_BYTES = MIB
+WRITE_BYTES = MIB
+"""Weights gather in memory up to this size before a thread writes them."""
+STALE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The three parts. `weights` lies in a folder that is gone when the request is over."""
+
+    name: str
+    config: bytes
+    weights: Path
+
+
+@asynccontextmanager
+async def receive_upload(request: Request, settings: Settings) -> AsyncIterator[Upload]:
+    """Read the body of `request` into a folder on the file system where adapters are kept."""
+    boundary = _boundary(request)
+    folder = await run_in_threadpool(_make_folder, settings.data_dir / FOLDER)
+    try:
+        weights = folder / "weights"
+        with weights.open("wb") as file:
+            form = _Form(boundary, settings.max_adapter_mb * MIB)
+            async for chunk in request.stream():
+                form.feed(chunk)
+                if len(form.weights) >= WRITE_BYTES:
+                    await run_in_threadpool(form.write, file)
+            form.finish()
+            await run_in_threadpool(form.write, file)
+        yield Upload(form.name(), bytes(form.parts["config"]), weights)
+    finally:
+        await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+
+
+def remove_stale(data_dir: Path) -> None:
+    """Remove what uploads left that were killed with their server; younger folders may be another's."""
+    for folder in (data_dir / FOLDER).glob("upload-*"):
+        if folder.stat().st_mtime < time.time() - STALE_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_folder(parent: Path) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="upload-", dir=parent))
+
+
+def _boundary(request: Request) -> bytes:
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    if kind != b"multipart/form-data":
+        raise APIError(415, "Send the adapter as multipart/form-data with parts name, config and weights.")
+    if b"boundary" not in options:
+        raise _malformed("the content type has no boundary")
+    return options[b"boundary"]
+
+
+def _malformed(reason: str) -> APIError:
+    return APIError(400, f"The multipart body is malformed: {reason}.", code="invalid_multipart")
+
+
+class _Form:
+    """The parser's callbacks: which part we are in and how much of it there is.
+
+    File names in the body are never looked at: no request field becomes a path.
+    """
+
+    def __init__(self, boundary: bytes, max_weights: int) -> None:
+        self.parts: dict[str, bytearray] = {}
+        self._limits = {"name": NAME_BYTES, "config": CONFIG_BYTES, "weights": max_weights}
+        self._sizes = dict.fromkeys(self._limits, 0)
+        self._part = ""
+        self._header = bytearray()
+        self._value = bytearray()
+        self._disposition = b""
+        self._complete = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+                    "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                    "on_header_end": self._header_end,
+                    "on_headers_finished": self._headers_finished,
+                    "on_part_data": self._data,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise _malformed(str(error)) from None
+
+    @property
+    def weights(self) -> bytearray:
+        """Bytes of the weights that are not written yet."""
+        return self.parts.get("weights", bytearray())
+
+    def feed(self, chunk: bytes) -> None:
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise _malformed(str(error)) from None
+
+    def write(self, file: BinaryIO) -> None:
+        file.write(self.weights)
+        self.weights.clear()
+
+    def finish(self) -> None:
+        """Everything has to be there, up to the closing boundary."""
+        if not self._complete:
+            raise _malformed("it ends before its closing boundary")
+        for part in self._limits:
+            if part not in self.parts:
+                raise APIError(400, f"Missing required part: '{part}'.", param=part, code="missing_field")
+
+    def name(self) -> str:
+        try:
+            return self.parts["name"].decode()
+        except UnicodeDecodeError:
+            raise APIError(400, "name: not UTF-8 text", param="name", code="invalid_name") from None
+
+    def _begin(self) -> None:
+        self._part, self._disposition = "", b""
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        part = options.get(b"name", b"").decode(errors="replace")[:100]
+        if part not in self._limits:
+            raise APIError(400, f"Unrecognized part supplied: {part}", param=part, code="unknown_field")
+        if part in self.parts:
+            raise APIError(400, f"{part}: sent twice", param=part, code="invalid_multipart")
+        self._part, self.parts[part] = part, bytearray()
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        self._sizes[part] += end - start
+        if self._sizes[part] > self._limits[part]:
+            message = f"{part}: larger than {self._limits[part]} bytes, the most that is taken"
+            raise APIError(413, message, param=part, code="body_too_large", headers={"connection": "close"})
+        self.parts[part] += data[start:end]
+
+    def _end(self) -> None:
+        self._complete = True
