@@ -1,0 +1,138 @@
+"""The table of adapter versions: what was published, in SQL.
+
+A row is never changed but for its `deleted` time, and never removed, so that no version number comes back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    URL,
+    BigInteger,
+    Column,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
+
+_METADATA = MetaData()
+_VERSIONS = Table(
+    "adapter_versions",
+    _METADATA,
+    Column("name", String(63), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("base_digest", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("parameters", BigInteger, nullable=False),
+    Column("target_modules", JSON, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("deleted", Float),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """One published version; it never changes.
+
+    Attributes:
+        digest: identity of the content, hex.
+        base_digest: the base that it was checked against, hex.
+        created: Unix time in seconds.
+        size: bytes of the weights file.
+        rank: largest of all its modules.
+        parameters: numbers in all its tensors.
+        target_modules: distinct last components of the wrapped modules' names, sorted.
+        source: where it came from, in the publisher's words.
+    """
+
+    name: str
+    version: int
+    digest: str
+    base_digest: str
+    created: float
+    size: int
+    rank: int
+    parameters: int
+    target_modules: tuple[str, ...]
+    source: str = ""
+
+    @property
+    def ref(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+class Catalog:
+    """The versions in one SQLite file. What a method has written survives a crash once it returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = _connect(path)
+        _METADATA.create_all(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def live(self) -> list[AdapterVersion]:
+        """Every version that is not deleted, of every base, by name and version."""
+        query = select(_VERSIONS).where(_VERSIONS.c.deleted.is_(None))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(_VERSIONS.c.name, _VERSIONS.c.version)).mappings().all()
+        return [_from_row(dict(row)) for row in rows]
+
+    def next_version(self, name: str) -> int:
+        """One more than the highest number that `name` ever had, deleted ones and other bases' included."""
+        query = select(func.max(_VERSIONS.c.version)).where(_VERSIONS.c.name == name)
+        with self._engine.connect() as connection:
+            return (connection.execute(query).scalar() or 0) + 1
+
+    def add(self, version: AdapterVersion) -> None:
+        row = asdict(version) | {"target_modules": list(version.target_modules)}
+        with self._engine.begin() as connection:
+            connection.execute(insert(_VERSIONS).values(row))
+
+    def delete(self, versions: Iterable[AdapterVersion]) -> None:
+        """Mark as deleted, all or none of them."""
+        now = time.time()
+        with self._engine.begin() as connection:
+            for version in versions:
+                connection.execute(
+                    update(_VERSIONS)
+                    .where(_VERSIONS.c.name == version.name, _VERSIONS.c.version == version.version)
+                    .values(deleted=now)
+                )
+
+
+def _connect(path: Path) -> Engine:
+    engine = create_engine(URL.create("sqlite", database=str(path)))
+
+    @event.listens_for(engine, "connect")
+    def _durable(connection: Any, _record: object) -> None:
+        # In WAL mode only FULL waits for the disk at each commit.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    return engine
+
+
+def _from_row(row: dict[str, Any]) -> AdapterVersion:
+    row.pop("deleted")
+    return AdapterVersion(**row | {"target_modules": tuple(row["target_modules"])})

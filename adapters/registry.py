@@ -1,0 +1,261 @@
+"""Names and versions of adapters: publish, resolve, delete; durable, and safe from any thread.
+
+    publish: copy -> check the copy in full -> digest -> rename the copy into the store -> row -> visible
+    delete:  row marked -> invisible -> files removed when the last lease is returned
+
+Reads come from memory and never wait for a disk. The order of the two writes makes a crash harmless: a blob
+without a row is swept at the next start, a row without a blob cannot be.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from adapters.base import BaseSpec
+from adapters.catalog import AdapterVersion, Catalog
+from adapters.config import parse_config
+from adapters.delta import AdapterWeights
+from adapters.digest import content_digest
+from adapters.errors import AdapterConflict, AdapterNotFound, InvalidAdapter, InvalidName
+from adapters.limits import AdapterLimits
+from adapters.names import check_new_name, parse_ref
+from adapters.reader import AdapterPlan, plan_adapter, read_adapter, read_deltas
+from adapters.safetensors_file import read_header
+from adapters.snapshot import Snapshot
+from adapters.store import CONFIG_FILE, WEIGHTS_FILE, BlobStore
+
+__all__ = ["AdapterVersion", "Registry"]
+
+
+class Registry:
+    """The adapters of one base in one data directory, which belongs to this process until `close`.
+
+    Versions that were published for another base stay in the directory, unseen.
+
+    Args:
+        data_dir: made if it does not exist.
+        base: what adapters are checked against; only versions of its digest are visible.
+
+    Raises:
+        AdapterConflict: another process uses `data_dir`.
+    """
+
+    def __init__(self, data_dir: Path, base: BaseSpec, limits: AdapterLimits) -> None:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self._base, self._limits = base, limits
+        self._in_use = (data_dir / "lock").open("w")
+        try:
+            fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._in_use.close()
+            raise AdapterConflict(
+                f"{data_dir} is in use by another server; stop it, or give another --data-dir"
+            ) from None
+        self._catalog = Catalog(data_dir / "registry.sqlite3")
+        self._store = BlobStore(data_dir / "adapters")
+        self._snapshot = Snapshot(base.digest)
+        self._writing = Lock()  # held while files and rows change; resolve, hold and load never take it
+        self._unused: set[str] = set()
+        self._intact: dict[str, tuple[int, int, int]] = {}
+        for version in self._catalog.live():
+            self._snapshot.add(version)
+        self._unused.update(self._store.digests())
+        self._sweep()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the data directory back. What was published stays."""
+        self._catalog.close()
+        self._in_use.close()
+
+    def publish(
+        self, name: str, config: bytes, weights: Path, source: str = ""
+    ) -> tuple[AdapterVersion, bool]:
+        """Check an adapter in full and make it the newest version of `name`.
+
+        Returns:
+            The version, and whether it is new: the content that is the newest already is not published twice.
+
+        Raises:
+            InvalidName, InvalidAdapter, AdapterTooLarge: it can't be served under this name on this base.
+            AdapterConflict: the registry is full.
+        """
+        check_new_name(name, self._base.name)
+        with self._store.stage(config, weights, self._limits.max_file_bytes) as staged:
+            plan = self._check(config, staged / WEIGHTS_FILE)
+            digest = content_digest(plan.config, staged / WEIGHTS_FILE, self._limits)
+            size = (staged / WEIGHTS_FILE).stat().st_size
+            with self._writing:
+                return self._commit(staged, self._new_version(name, digest, size, plan, source))
+
+    def publish_folder(self, name: str, folder: Path, source: str = "") -> tuple[AdapterVersion, bool]:
+        """`publish` the two files of a folder that PEFT saved."""
+        if not (folder / WEIGHTS_FILE).is_file() and (folder / "adapter_model.bin").is_file():
+            raise InvalidAdapter(
+                "adapter_model.bin is a pickle/zip checkpoint, not safetensors; "
+                "re-save it with safe_serialization=True"
+            )
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / file).is_file():
+                raise InvalidAdapter(f"{folder} holds no {file}")
+        with (folder / CONFIG_FILE).open("rb") as file_object:
+            config = file_object.read(self._limits.max_config_bytes + 1)
+        return self.publish(name, config, folder / WEIGHTS_FILE, source)
+
+    def resolve(self, ref: str) -> AdapterVersion:
+        """The version that `name` (the newest) or `name@3` means now.
+
+        Raises:
+            AdapterNotFound: there is none on this base.
+        """
+        return self._matching(ref)[-1]
+
+    def list(self) -> tuple[AdapterVersion, ...]:
+        """Every live version for this base, by name, then by version."""
+        return self._snapshot.all()
+
+    def versions(self, name: str) -> tuple[AdapterVersion, ...]:
+        """The live versions of `name` for this base, oldest first; none if there is no such name."""
+        return self._snapshot.versions(name)
+
+    def delete(self, ref: str) -> tuple[AdapterVersion, ...]:
+        """Delete one version (`name@3`) or all of `name`; returns those deleted.
+
+        Who holds one of them may go on using it.
+
+        Raises:
+            AdapterNotFound: there is none on this base.
+        """
+        with self._writing:
+            doomed = self._matching(ref)
+            self._catalog.delete(doomed)
+            for version in doomed:
+                self._snapshot.discard(version)
+                self._unused.add(version.digest)
+            self._sweep()
+        return doomed
+
+    def hold(self, digest: str) -> None:
+        """Keep the files of `digest` until as many `release` calls, whatever is deleted meanwhile.
+
+        Raises:
+            AdapterNotFound: no live version has this digest, and nobody holds it.
+        """
+        self._snapshot.hold(digest)
+
+    def release(self, digest: str) -> None:
+        """Give back one `hold`."""
+        if self._snapshot.release(digest):
+            self._unused.add(digest)
+            # The caller is a request that ends: if a writer is busy, the files wait for the next one.
+            if self._writing.acquire(blocking=False):
+                try:
+                    self._sweep()
+                finally:
+                    self._writing.release()
+
+    def load(self, digest: str, dtype: torch.dtype | None = None) -> AdapterWeights:
+        """Read an adapter's weights, checked again in full; hold it, or it may be deleted meanwhile.
+
+        Raises:
+            AdapterNotFound: there are no files for this digest.
+            InvalidAdapter: the files are damaged, or their values do not fit `dtype`.
+        """
+        folder = self._store.folder(digest)
+        try:
+            config = (folder / CONFIG_FILE).read_bytes()
+            self._check_digest(digest, config, folder / WEIGHTS_FILE)
+            return read_adapter(
+                config, folder / WEIGHTS_FILE, self._base, self._limits, dtype=dtype, digest=digest
+            )
+        except FileNotFoundError:
+            raise AdapterNotFound(f"no adapter with digest {digest[:12]}") from None
+        except InvalidAdapter as error:
+            raise InvalidAdapter(f"stored adapter {digest[:12]} can't be loaded: {error}") from error
+
+    def _check(self, config: bytes, weights: Path) -> AdapterPlan:
+        """Read everything once, one module in memory at a time."""
+        plan = plan_adapter(
+            parse_config(config, self._limits), read_header(weights, self._limits), self._base
+        )
+        for _ in read_deltas(plan, weights):
+            pass
+        return plan
+
+    def _check_digest(self, digest: str, config: bytes, weights: Path) -> None:
+        """Hash the files the first time that this process reads them, and whenever they were replaced."""
+        status = weights.stat()
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._intact.get(digest) != seen:
+            if content_digest(parse_config(config, self._limits), weights, self._limits) != digest:
+                raise InvalidAdapter("its files were changed or damaged on disk; publish it again")
+            self._intact[digest] = seen
+
+    def _new_version(
+        self, name: str, digest: str, size: int, plan: AdapterPlan, source: str
+    ) -> AdapterVersion:
+        return AdapterVersion(
+            name=name,
+            version=self._catalog.next_version(name),
+            digest=digest,
+            base_digest=self._base.digest,
+            created=time.time(),
+            size=size,
+            rank=plan.rank,
+            parameters=plan.parameters,
+            target_modules=plan.target_modules,
+            source=source,
+        )
+
+    def _commit(self, staged: Path, version: AdapterVersion) -> tuple[AdapterVersion, bool]:
+        """Store files and row, in this order; or the files only, if the newest version has this digest."""
+        newest = self.versions(version.name)[-1:]
+        is_new = not newest or newest[0].digest != version.digest
+        if is_new and len(self._snapshot) >= self._limits.max_adapters:
+            raise AdapterConflict(
+                f"{self._limits.max_adapters} adapter versions are live, the most there may be; delete some"
+            )
+        try:
+            self._store.commit(staged, version.digest)
+            if not is_new:
+                return newest[0], False
+            self._catalog.add(version)
+            self._snapshot.add(version)
+            return version, True
+        finally:
+            self._unused.add(version.digest)
+            self._sweep()
+
+    def _matching(self, ref: str) -> tuple[AdapterVersion, ...]:
+        try:
+            name, number = parse_ref(ref)
+        except InvalidName:
+            name, number = "", None
+        found = self.versions(name)
+        if number is not None:
+            found = tuple(version for version in found if version.version == number)
+        if not found:
+            raise AdapterNotFound(f"no adapter {ref[:100]!r}; GET /v1/models lists what there is")
+        return found
+
+    def _sweep(self) -> None:
+        """Remove files that nothing needs any more. Called while writing."""
+        while self._unused:
+            digest = self._unused.pop()
+            if self._snapshot.is_unused(digest):
+                self._intact.pop(digest, None)
+                self._store.remove(digest)
