@@ -36,13 +36,9 @@ class Metrics:
         self.requests = self._counter("requests", "Finished requests", ["adapter", "outcome"])
         self.uploads = self._counter("adapter_uploads", "Uploads of adapters", ["outcome"])
         self.unknown = self._counter("unknown_model_requests", "Requests that named no live model", [])
-        self.first_token = self._histogram(
-            "time_to_first_token", "From submission to the first token", FIRST_TOKEN
-        )
-        self.between = self._histogram(
-            "inter_token_latency", "Between two tokens of a sequence", BETWEEN_TOKENS
-        )
-        self.whole = self._histogram("request_duration", "From submission to the last token", WHOLE)
+        self.first_token = self._histogram("time_to_first_token", "Until the first token", FIRST_TOKEN)
+        self.between = self._histogram("inter_token_latency", "Between two tokens", BETWEEN_TOKENS)
+        self.whole = self._histogram("request_duration", "Until the last token", WHOLE)
         self.registry.register(StatsCollector(stats, model, max_running, self.active_names))
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
@@ -146,7 +142,7 @@ class StatsCollector(Collector):
 
 def engine_metrics(stats: EngineStats) -> Iterator[Metric]:
     """`multilora_*`."""
-    gauges = {
+    gauges: dict[str, tuple[str, float]] = {
         "requests_running": ("Sequences that run", stats.running),
         "requests_waiting": ("Sequences that wait", stats.waiting),
         "kv_blocks_used": ("KV blocks held by live sequences", stats.kv_blocks_used),
@@ -154,7 +150,7 @@ def engine_metrics(stats: EngineStats) -> Iterator[Metric]:
         "adapter_budget_bytes": ("Memory that adapters may take", stats.adapter_budget_bytes),
         "engine_healthy": ("1 while the engine runs", int(stats.healthy)),
     }
-    counters = {
+    counters: dict[str, tuple[str, float]] = {
         "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache", stats.prefix_queries),
         "prefix_cache_hits": ("Prompt tokens found in the prefix cache", stats.prefix_hits),
         "preemptions": ("Sequences set back for want of KV", stats.preemptions),
@@ -195,9 +191,7 @@ def gateway_metrics(
         family.add_metric([model, "0"], value)
         yield family
     labels = ["max_lora", "waiting_lora_adapters", "running_lora_adapters"]
-    info = GaugeMetricFamily(
-        "vllm:lora_requests_info", "Adapters in use; the value is the time", labels=labels
-    )
+    info = GaugeMetricFamily("vllm:lora_requests_info", "Adapters in use, at this time", labels=labels)
     # Every running sequence may have an adapter of its own, so that is how many there can be at once.
     info.add_metric([str(max_running), ",".join(waiting), ",".join(running)], time.time())
     yield info

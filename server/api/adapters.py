@@ -8,9 +8,10 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from adapters.errors import AdapterNotFound, InvalidName
-from server.api.context import MAX_UPLOADS, Context, OpenContext, ServerContext, Version
-from server.api.errors import APIError, from_adapter_error
+from adapters.catalog import AdapterVersion
+from adapters.names import parse_ref
+from server.api.context import MAX_UPLOADS, Context, OpenContext, ServerContext
+from server.api.errors import busy
 from server.api.publishing import publish
 from server.api.upload import receive_upload
 
@@ -26,15 +27,12 @@ async def create_adapter(request: Request, context: OpenContext) -> Response:
     """
     if context.uploads >= MAX_UPLOADS:
         message = f"{MAX_UPLOADS} uploads are running already; try again in a moment."
-        raise APIError(
-            429, message, kind="rate_limit_error", code="too_many_uploads", headers={"retry-after": "5"}
-        )
+        raise busy(message, "too_many_uploads", 5)
     context.uploads += 1
     try:
         async with receive_upload(request, context.settings) as upload:
             version, created = await publish(
                 context,
-                upload.name,
                 lambda: context.registry.publish(upload.name, upload.config, upload.weights, source="upload"),
             )
     finally:
@@ -49,48 +47,41 @@ async def list_adapters(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
     after: Annotated[str | None, Query(max_length=256)] = None,
 ) -> dict[str, object]:
-    """Every live version, by name and version; `after` is the last id of the page before."""
-    versions = await run_in_threadpool(context.registry.list)
-    ordered = sorted(versions, key=lambda version: (version.name, version.version))
+    """Every live version, by name and version; `after` is the last id of the page before.
+
+    A version that was deleted since still marks the place, so pages stay whole while adapters come and go.
+    """
+    versions = context.registry.list()
     if after is not None:
-        name, _, number = after.rpartition("@")
-        if not (name and number.isascii() and number.isdigit() and len(number) < 12):
-            raise APIError(400, "after: an id of the page before, such as name@2", param="after")
-        ordered = [version for version in ordered if (version.name, version.version) > (name, int(number))]
-    page = ordered[:limit]
+        name, number = parse_ref(after)
+        versions = [version for version in versions if (version.name, version.version) > (name, number or 0)]
+    page = versions[:limit]
     return {
         "object": "list",
         "data": [adapter_object(context, version) for version in page],
         "first_id": page[0].ref if page else None,
         "last_id": page[-1].ref if page else None,
-        "has_more": len(ordered) > limit,
+        "has_more": len(versions) > limit,
     }
 
 
 @router.get("/v1/adapters/{ref:path}")
 async def get_adapter(context: Context, ref: str) -> dict[str, object]:
     """The newest version of a name, or exactly `name@version`; with it the versions that are live."""
-    try:
-        version = context.registry.resolve(ref)
-        live = await run_in_threadpool(context.registry.versions, version.name)
-    except InvalidName as error:
-        raise from_adapter_error(AdapterNotFound(str(error))) from None
-    refs = [other.ref for other in sorted(live, key=lambda other: other.version)]
-    return {**adapter_object(context, version), "versions": refs}
+    version = context.registry.resolve(ref)
+    live = [other.ref for other in context.registry.versions(version.name)]
+    return {**adapter_object(context, version), "versions": live}
 
 
 @router.delete("/v1/adapters/{ref:path}")
 async def delete_adapter(context: OpenContext, ref: str) -> dict[str, object]:
     """Delete one version, or all versions of a name. Requests that run on them finish on them."""
-    try:
-        deleted = await run_in_threadpool(context.registry.delete, ref)
-    except InvalidName as error:
-        raise from_adapter_error(AdapterNotFound(str(error))) from None
+    deleted = await run_in_threadpool(context.registry.delete, ref)
     refs = [version.ref for version in deleted]
     return {"id": ref, "object": "adapter.deleted", "deleted": True, "versions": refs}
 
 
-def adapter_object(context: ServerContext, version: Version) -> dict[str, object]:
+def adapter_object(context: ServerContext, version: AdapterVersion) -> dict[str, object]:
     """One version as the API shows it; `state` is the fastest tier that has it now."""
     return {
         "id": version.ref,
@@ -98,7 +89,7 @@ def adapter_object(context: ServerContext, version: Version) -> dict[str, object
         "name": version.name,
         "version": version.version,
         "digest": version.digest,
-        "base": context.base.name if version.base_digest == context.base.digest else None,
+        "base": context.base.name,
         "base_digest": version.base_digest,
         "created": int(version.created),
         "size": version.size,

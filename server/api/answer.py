@@ -140,7 +140,7 @@ class Answer(ABC):
         def render(index: int, output: GenerationOutput) -> list[Body]:
             choice = self.choices[index]
             pieces = self.pieces(choice, output)
-            chunks = [{**self.envelope(self.chunk_object, [piece]), **usage} for piece in pieces]
+            chunks: list[Body] = [{**self.envelope(self.chunk_object, [piece]), **usage} for piece in pieces]
             choice.count(output)
             choice.started = True
             return chunks

@@ -12,7 +12,7 @@ from server.api import adapters, chat, completions, health, models, vllm
 from server.api.context import ServerContext
 from server.api.errors import add_error_handlers
 from server.api.limits import BodyLimit
-from server.api.upload import remove_stale
+from server.api.upload import remove_left_over
 
 
 def create_app(context: ServerContext) -> FastAPI:
@@ -20,7 +20,7 @@ def create_app(context: ServerContext) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(remove_stale, context.settings.data_dir)
+        await run_in_threadpool(remove_left_over, context.settings.data_dir)
         yield
 
     # Bodies are checked by the handlers, so FastAPI's own schema would show none of them: docs/api.md does.

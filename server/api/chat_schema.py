@@ -92,10 +92,7 @@ class ChatRequest(GenerationFields):
         super().check(settings, vocab_size)
         if self.max_tokens == 0:
             raise invalid("max_tokens", "at least 1")
-        if self.max_completion_tokens is not None and self.max_tokens not in (
-            None,
-            self.max_completion_tokens,
-        ):
+        if self.max_tokens is not None and self.max_tokens != self.token_limit:
             raise invalid("max_completion_tokens", "contradicts max_tokens; send one of them")
         if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs", "only allowed when logprobs is true")

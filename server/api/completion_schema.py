@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import Discriminator, Field, Tag
 
@@ -21,11 +21,10 @@ def _prompt_kind(value: object) -> str:
     return "<id lists>" if isinstance(first, list) else "<ids>"
 
 
-Text = Annotated[str, Field(min_length=1)]
 TokenIds = Annotated[list[int], Field(min_length=1)]
 PromptField = Annotated[
-    Annotated[Text, Tag("<string>")]
-    | Annotated[list[Text], Tag("<strings>")]
+    Annotated[str, Tag("<string>")]
+    | Annotated[list[str], Tag("<strings>")]
     | Annotated[TokenIds, Tag("<ids>")]
     | Annotated[list[TokenIds], Tag("<id lists>")],
     Discriminator(_prompt_kind),
@@ -49,9 +48,9 @@ class CompletionRequest(GenerationFields):
         """The prompts, one entry for each text."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [[token_id for token_id in self.prompt if isinstance(token_id, int)]]
-        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+        if _prompt_kind(self.prompt) == "<ids>":
+            return [cast(list[int], self.prompt)]
+        return cast(list[str | list[int]], self.prompt)
 
     @property
     def token_limit(self) -> int:

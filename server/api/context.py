@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Protocol, cast
+from typing import Annotated, Literal, Protocol, cast
 
 import anyio
 from fastapi import Depends, Request
 
 from adapters.base import BaseSpec
+from adapters.catalog import AdapterVersion
 from server.api.errors import draining
 from server.api.tokens import TokenBytes
 from server.engine.request import GenerationOutput, GenerationRequest
@@ -31,54 +32,29 @@ class Engine(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationOutput, None]: ...
+    def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationOutput]: ...
 
     def stats(self) -> EngineStats: ...
 
     def residency(self, digest: str) -> str: ...
 
 
-class Version(Protocol):
-    """The part of `adapters.registry.AdapterVersion` that HTTP shows."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def ref(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def base_digest(self) -> str: ...
-    @property
-    def created(self) -> float: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def parameters(self) -> int: ...
-    @property
-    def target_modules(self) -> tuple[str, ...]: ...
-    @property
-    def source(self) -> str: ...
-
-
 class Registry(Protocol):
-    """The part of `adapters.registry.Registry` that HTTP needs."""
+    """The part of `adapters.registry.Registry` that HTTP needs; only publishing and deleting block."""
 
-    def publish(self, name: str, config: bytes, weights: Path, source: str = "") -> tuple[Version, bool]: ...
+    def publish(
+        self, name: str, config: bytes, weights: Path, source: str = ""
+    ) -> tuple[AdapterVersion, bool]: ...
 
-    def publish_folder(self, name: str, folder: Path) -> tuple[Version, bool]: ...
+    def publish_folder(self, name: str, folder: Path, source: str = "") -> tuple[AdapterVersion, bool]: ...
 
-    def resolve(self, ref: str) -> Version: ...
+    def resolve(self, ref: str) -> AdapterVersion: ...
 
-    def list(self) -> Sequence[Version]: ...
+    def list(self) -> Sequence[AdapterVersion]: ...
 
-    def versions(self, name: str) -> Sequence[Version]: ...
+    def versions(self, name: str) -> Sequence[AdapterVersion]: ...
 
-    def delete(self, ref: str) -> Sequence[Version]: ...
+    def delete(self, ref: str) -> Sequence[AdapterVersion]: ...
 
     def hold(self, digest: str) -> None: ...
 
@@ -139,6 +115,13 @@ class ServerContext:
         # because checking an adapter may read its whole file into memory.
         self.tokenizing = anyio.CapacityLimiter(1)
         self.publishing = anyio.CapacityLimiter(1)
+
+    @property
+    def status(self) -> Literal["ok", "draining", "failed"]:
+        """What `/health` says."""
+        if not self.engine.stats().healthy:
+            return "failed"
+        return "draining" if self.draining else "ok"
 
 
 def get_context(request: Request) -> ServerContext:

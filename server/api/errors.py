@@ -59,6 +59,17 @@ def model_not_found(model: str) -> APIError:
     return APIError(404, f"The model `{model}` does not exist.", param="model", code="model_not_found")
 
 
+def internal_error() -> APIError:
+    """What the client may know of an exception; the rest goes to the log."""
+    return APIError(500, "Internal server error.", kind="server_error", code="internal_error")
+
+
+def busy(message: str, code: str, seconds: int) -> APIError:
+    """A 429 that says when to come back."""
+    headers = {"retry-after": str(seconds)}
+    return APIError(429, message, kind="rate_limit_error", code=code, headers=headers)
+
+
 def draining() -> APIError:
     """The server finishes what runs and takes nothing new."""
     return APIError(
@@ -83,17 +94,16 @@ def from_adapter_error(error: AdapterError, param: str | None = None) -> APIErro
     return APIError(400, str(error), param=param, code="invalid_adapter")
 
 
-def from_engine_error(error: EngineError) -> APIError:
-    """A full queue asks the client to come back; anything else is the server's fault."""
+def from_engine_error(error: EngineError, available: bool = True) -> APIError:
+    """A full queue asks the client to come back; anything else is the server's fault.
+
+    A server that is not `available` answers 503, so that a load balancer tries another one.
+    """
     if isinstance(error, QueueFull):
-        return APIError(
-            429,
-            "Too many requests are waiting; try again in a moment.",
-            kind="rate_limit_error",
-            code="queue_full",
-            headers={"retry-after": "1"},
-        )
-    return APIError(500, f"The engine failed: {error}", kind="server_error", code="engine_error")
+        return busy("Too many requests are waiting; try again in a moment.", "queue_full", 1)
+    return APIError(
+        500 if available else 503, f"The engine failed: {error}", kind="server_error", code="engine_error"
+    )
 
 
 def from_validation(error: ValidationError | RequestValidationError) -> APIError:
@@ -101,9 +111,8 @@ def from_validation(error: ValidationError | RequestValidationError) -> APIError
     first = error.errors()[0]
     name = field_name(first["loc"])
     if first["type"] == "extra_forbidden":
-        return APIError(
-            400, f"Unrecognized request argument supplied: {name}", param=name, code="unknown_field"
-        )
+        text = f"Unrecognized request argument supplied: {name}"
+        return APIError(400, text, param=name, code="unknown_field")
     if first["type"] == "missing":
         return APIError(400, f"Missing required parameter: '{name}'.", param=name, code="missing_field")
     text = f"{name}: {first['msg']}" if name else str(first["msg"])
@@ -139,7 +148,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(EngineError)
     async def engine_error(request: Request, error: EngineError) -> Response:
-        return from_engine_error(error).response()
+        context = request.app.state.context
+        return from_engine_error(error, context.status == "ok").response()
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -156,7 +166,7 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         # Starlette raises the exception again after this answer, so the ASGI server logs the trace.
-        return APIError(500, "Internal server error.", kind="server_error", code="internal_error").response()
+        return internal_error().response()
 
 
 def _http(request: Request, error: HTTPException) -> APIError:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from adapters.errors import AdapterError
 from server.api.context import Engine
 from server.api.lease import Lease
 from server.engine.request import EngineError, GenerationOutput, GenerationRequest, QueueFull
@@ -37,15 +38,21 @@ class Generation:
         ]
 
     async def _read(self, engine: Engine, index: int, request: GenerationRequest) -> None:
+        outputs = engine.generate(request)
         try:
-            async with aclosing(engine.generate(request)) as outputs:
-                async for output in outputs:
-                    await self._queue.put((index, output))
-                    if output.finish_reason is not None:
-                        return
+            async for output in outputs:
+                await self._queue.put((index, output))
+                if output.finish_reason is not None:
+                    return
             raise EngineError("a sequence ended without a reason")
+        except AdapterError as error:
+            # Checked when it was published, so this is the server's fault and no 4xx.
+            await self._queue.put(EngineError(str(error)))
         except Exception as error:
             await self._queue.put(error)
+        finally:
+            if isinstance(outputs, AsyncGenerator):
+                await outputs.aclose()
 
     def __aiter__(self) -> Generation:
         return self

@@ -15,9 +15,9 @@ router = APIRouter()
 async def health(context: Context) -> Response:
     """200 while the server takes requests; 503 when it drains or its engine has failed."""
     stats = context.engine.stats()
-    status = "failed" if not stats.healthy else "draining" if context.draining else "ok"
-    body = {"status": status, "model": context.base.name, "running": stats.running, "waiting": stats.waiting}
-    return JSONResponse(body, 200 if status == "ok" else 503)
+    counts = {"running": stats.running, "waiting": stats.waiting}
+    body = {"status": context.status, "model": context.base.name, **counts}
+    return JSONResponse(body, 200 if context.status == "ok" else 503)
 
 
 @router.get("/metrics")

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from adapters.errors import AdapterNotFound, InvalidName
-from server.api.context import ServerContext, Version
+from adapters.catalog import AdapterVersion
+from adapters.errors import AdapterNotFound
+from server.api.context import ServerContext
 from server.api.errors import APIError, model_not_found
 
 
@@ -16,7 +17,7 @@ class Lease:
     """What answers a request: the base, or one adapter version that stays until `release`."""
 
     context: ServerContext
-    version: Version | None
+    version: AdapterVersion | None
     released: bool = field(default=False, init=False)
 
     @property
@@ -70,11 +71,8 @@ def acquire(context: ServerContext, model: str) -> Lease:
         return Lease(context, None)
     try:
         version = context.registry.resolve(model)
-        if version.base_digest != context.base.digest:
-            # A data folder that another base used before: its adapters would answer nonsense here.
-            raise model_not_found(model)
         context.registry.hold(version.digest)
-    except (AdapterNotFound, InvalidName):
+    except AdapterNotFound:
         context.metrics.unknown_model()
         raise model_not_found(model) from None
     context.metrics.hold(version.digest, version.name)

@@ -9,6 +9,7 @@ from server.api.streaming import Body
 from server.api.tokens import TokenBytes
 from server.engine.request import TokenLogprob
 
+Lists = dict[str, list[object]]
 LEAST = -9999.0
 """Stands for minus infinity, which JSON can't say."""
 
@@ -39,7 +40,7 @@ class CompletionLogprobs:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
-    def render(self, logprobs: Iterable[TokenLogprob]) -> dict[str, list[object]]:
+    def render(self, logprobs: Iterable[TokenLogprob]) -> Lists:
         """The generated tokens of one chunk."""
         result = _empty()
         for item in logprobs:
@@ -48,7 +49,7 @@ class CompletionLogprobs:
 
     def render_prompt(
         self, text: str, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob | None]
-    ) -> dict[str, list[object]]:
+    ) -> Lists:
         """The tokens of the echoed prompt `text`; the first one has no probability."""
         result = _empty()
         for token_id, item in zip(token_ids, logprobs, strict=True):
@@ -59,7 +60,7 @@ class CompletionLogprobs:
 
     def _append(
         self,
-        result: dict[str, list[object]],
+        result: Lists,
         token_id: int,
         item: TokenLogprob | None,
         prompt: str | None = None,
@@ -84,10 +85,10 @@ class CompletionLogprobs:
         return top
 
 
-def joined(first: dict[str, list[object]], second: dict[str, list[object]]) -> dict[str, list[object]]:
+def joined(first: Lists, second: Lists) -> Lists:
     """The lists of `first` followed by those of `second`."""
     return {key: first[key] + second[key] for key in first}
 
 
-def _empty() -> dict[str, list[object]]:
+def _empty() -> Lists:
     return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}

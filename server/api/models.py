@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 
-from adapters.errors import AdapterNotFound, InvalidName
-from server.api.context import Context, ServerContext, Version
+from adapters.catalog import AdapterVersion
+from adapters.errors import AdapterNotFound
+from server.api.context import Context, ServerContext
 from server.api.errors import model_not_found
 
 router = APIRouter()
@@ -15,12 +15,8 @@ router = APIRouter()
 @router.get("/v1/models")
 async def list_models(context: Context) -> dict[str, object]:
     """The base, then each live adapter once, under its name; its versions are at `/v1/adapters`."""
-    newest: dict[str, Version] = {}
-    for version in await run_in_threadpool(context.registry.list):
-        known = newest.get(version.name)
-        if version.base_digest == context.base.digest and (known is None or known.version < version.version):
-            newest[version.name] = version
-    cards = [adapter_card(context, name, newest[name]) for name in sorted(newest)]
+    newest = {version.name: version for version in context.registry.list()}
+    cards = [adapter_card(context, name, version) for name, version in newest.items()]
     return {"object": "list", "data": [base_card(context), *cards]}
 
 
@@ -31,10 +27,8 @@ async def get_model(context: Context, model: str) -> dict[str, object]:
         return base_card(context)
     try:
         version = context.registry.resolve(model)
-    except (AdapterNotFound, InvalidName):
+    except AdapterNotFound:
         raise model_not_found(model) from None
-    if version.base_digest != context.base.digest:
-        raise model_not_found(model)
     return adapter_card(context, model, version)
 
 
@@ -43,7 +37,7 @@ def base_card(context: ServerContext) -> dict[str, object]:
     return _card(context, context.base.name, context.started, context.base.name, None)
 
 
-def adapter_card(context: ServerContext, name: str, version: Version) -> dict[str, object]:
+def adapter_card(context: ServerContext, name: str, version: AdapterVersion) -> dict[str, object]:
     """An adapter under `name`; `root` is the version that answers to it now."""
     return _card(context, name, version.created, version.ref, context.base.name)
 

@@ -56,10 +56,10 @@ async def chat_prompt(context: ServerContext, messages: list[Message]) -> Prompt
     # Templates that don't know OpenAI's newer role would print it raw or refuse it.
     developer = "developer" if "developer" in str(context.tokenizer.chat_template) else "system"
     conversation = []
-    for message in messages:
-        role = developer if message.role == "developer" else message.role
-        name = {"name": message.name} if message.name else {}
-        conversation.append({"role": role, "content": message.text, **name})
+    for item in messages:
+        role = developer if item.role == "developer" else item.role
+        name = {"name": item.name} if item.name else {}
+        conversation.append({"role": role, "content": item.text, **name})
 
     def render() -> str:
         return context.tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
@@ -88,9 +88,9 @@ def fit(context: ServerContext, prompt: Prompt, wanted: int | None, param: str) 
     if used + least <= limit:
         return limit - used if wanted is None else wanted
     raise _too_long(
-        f"This model's maximum context length is {limit} tokens. However, you requested {used + least} tokens "
-        f"({used} in the {param}, {least} in the completion). Please reduce the length of the {param} or "
-        "completion.",
+        f"This model's maximum context length is {limit} tokens. However, you requested {used + least} "
+        f"tokens ({used} in the {param}, {least} in the completion). Please reduce the length of the {param} "
+        "or completion.",
         param,
     )
 

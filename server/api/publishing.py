@@ -6,17 +6,16 @@ from collections.abc import Callable
 
 import anyio.to_thread
 
-from adapters.errors import AdapterError, InvalidName
-from server.api.context import ServerContext, Version
+from adapters.catalog import AdapterVersion
+from adapters.errors import AdapterError
+from server.api.context import ServerContext
 
 
 async def publish(
-    context: ServerContext, name: str, work: Callable[[], tuple[Version, bool]]
-) -> tuple[Version, bool]:
+    context: ServerContext, work: Callable[[], tuple[AdapterVersion, bool]]
+) -> tuple[AdapterVersion, bool]:
     """Run a blocking publication beside the event loop, one at a time, and count how it went."""
     try:
-        if name == context.base.name:
-            raise InvalidName(f"{name!r} is the name of the base model; choose another name for the adapter")
         version, created = await anyio.to_thread.run_sync(work, limiter=context.publishing)
     except AdapterError:
         context.metrics.uploads.labels("refused").inc()

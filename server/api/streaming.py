@@ -9,7 +9,7 @@ from pydantic_core import to_json
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server.api.errors import APIError, from_engine_error
+from server.api.errors import from_engine_error, internal_error
 from server.engine.request import EngineError
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,7 @@ async def events(chunks: AsyncIterator[Iterable[Body]]) -> AsyncIterator[bytes]:
         yield event(from_engine_error(error).body())
     except Exception:
         logger.exception("a streamed answer failed")
-        yield event(
-            APIError(500, "Internal server error.", kind="server_error", code="internal_error").body()
-        )
+        yield event(internal_error().body())
     else:
         yield DONE
 

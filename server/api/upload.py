@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ NAME_BYTES = 256
 CONFIG_BYTES = MIB
 WRITE_BYTES = MIB
 """Weights gather in memory up to this size before a thread writes them."""
-STALE_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +55,9 @@ async def receive_upload(request: Request, settings: Settings) -> AsyncIterator[
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
 
 
-def remove_stale(data_dir: Path) -> None:
-    """Remove what uploads left that were killed with their server; younger folders may be another's."""
-    for folder in (data_dir / FOLDER).glob("upload-*"):
-        if folder.stat().st_mtime < time.time() - STALE_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+def remove_left_over(data_dir: Path) -> None:
+    """Remove what uploads left that were killed with their server; the folder belongs to one at a time."""
+    shutil.rmtree(data_dir / FOLDER, ignore_errors=True)
 
 
 def _make_folder(parent: Path) -> Path:

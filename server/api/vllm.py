@@ -9,9 +9,9 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse
 
-from adapters.errors import AdapterError, AdapterNotFound, InvalidName
+from adapters.errors import AdapterError, AdapterNotFound
 from server.api.body import read_json
-from server.api.context import OpenContext, ServerContext
+from server.api.context import OpenContext
 from server.api.errors import APIError, from_adapter_error
 from server.api.publishing import publish
 from server.api.schemas import Ignored, Strict, Unsupported
@@ -44,13 +44,13 @@ async def load_lora_adapter(request: Request, context: OpenContext) -> PlainText
     if not name or not body.lora_path:
         raise _user_error("Both 'lora_name' and 'lora_path' must be provided.")
     folder = await run_in_threadpool(allowed_folder, context.settings.adapter_dir, body.lora_path)
-    if not body.load_inplace and await run_in_threadpool(_is_live, context, name):
+    if not body.load_inplace and context.registry.versions(name):
         raise _user_error(
             f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
             "set 'load_inplace' to True."
         )
     try:
-        await publish(context, name, lambda: context.registry.publish_folder(name, folder))
+        await publish(context, lambda: context.registry.publish_folder(name, folder, source=body.lora_path))
     except AdapterError as error:
         refused = from_adapter_error(error)
         if refused.status == 400:
@@ -67,7 +67,7 @@ async def unload_lora_adapter(request: Request, context: OpenContext) -> PlainTe
         raise _user_error("'lora_name' needs to be provided to unload a LoRA adapter.")
     try:
         await run_in_threadpool(context.registry.delete, body.lora_name)
-    except (AdapterNotFound, InvalidName):
+    except AdapterNotFound:
         raise _not_found(f"The lora adapter '{body.lora_name}' cannot be found.") from None
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
@@ -95,15 +95,6 @@ def allowed_folder(adapter_dir: Path | None, path: str) -> Path:
     if not all(file.is_file() for file in files):
         raise _not_found(f"No adapter found for {path}: it takes a folder with {' and '.join(FILES)}.")
     return folder
-
-
-def _is_live(context: ServerContext, name: str) -> bool:
-    try:
-        context.registry.resolve(name)
-    except (AdapterNotFound, InvalidName):
-        # A name that breaks the rules is refused by the registry itself, with the reason.
-        return False
-    return True
 
 
 def _user_error(message: str) -> APIError:
