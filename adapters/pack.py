@@ -1,0 +1,82 @@
+"""The adapters of one step, concatenated along the rank.
+
+For a group of modules with the same input, the `A` matrices of all active adapters are stacked into one
+`(total rank, in_features)` matrix: module by module, adapter by adapter. One product shrinks every token by
+every adapter; a mask keeps each token's own columns; one product for each module expands. Ranks may differ,
+nothing is padded or sorted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.placed import PlacedAdapter, PlacedGroup, PlacedPart
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGroup:
+    """`layout` is the index into `Pack.layouts` that says which adapter each row of `a` belongs to."""
+
+    a: Tensor
+    parts: tuple[PlacedPart | None, ...]
+    layout: int
+
+
+class Pack:
+    """The concatenation of a set of adapters, by group index.
+
+    Attributes:
+        adapters: their order gives the slot numbers that tokens are tagged with.
+        layouts: for each distinct layout, the slot of every row, `(total rank,)` int64.
+        groups: the packed groups; a group that no adapter touches is absent.
+    """
+
+    def __init__(self, adapters: Sequence[PlacedAdapter]) -> None:
+        self.adapters = tuple(adapters)
+        self.slots = {adapter.digest: slot for slot, adapter in enumerate(adapters)}
+        self.layouts: list[Tensor] = []
+        self.groups: dict[int, PackedGroup] = {}
+        known: dict[tuple[int, ...], int] = {}
+        for index in sorted({index for adapter in adapters for index in adapter.groups}):
+            self.groups[index] = self._pack(index, known)
+        self.rank = max((group.a.shape[0] for group in self.groups.values()), default=0)
+        self.nbytes = 0 if len(adapters) == 1 else sum(adapter.nbytes for adapter in adapters)
+
+    def _pack(self, index: int, known: dict[tuple[int, ...], int]) -> PackedGroup:
+        members = [(slot, a.groups[index]) for slot, a in enumerate(self.adapters) if index in a.groups]
+        modules = range(len(members[0][1].parts))
+        slots = tuple(
+            slot
+            for module in modules
+            for slot, group in members
+            if (part := group.parts[module])
+            for _ in range(part.stop - part.start)
+        )
+        if slots not in known:
+            known[slots] = len(self.layouts)
+            self.layouts.append(torch.tensor(slots, device=members[0][1].a.device))
+        if len(members) == 1:  # already in this order: nothing to copy
+            return PackedGroup(members[0][1].a, members[0][1].parts, known[slots])
+        groups = [group for _, group in members]
+        a = torch.cat(
+            [g.a[part.start : part.stop] for module in modules for g in groups if (part := g.parts[module])]
+        )
+        return PackedGroup(a, _pack_parts(groups, modules), known[slots])
+
+
+def _pack_parts(groups: Sequence[PlacedGroup], modules: range) -> tuple[PlacedPart | None, ...]:
+    parts: list[PlacedPart | None] = []
+    row = 0
+    for module in modules:
+        bts = [part.bt for group in groups if (part := group.parts[module])]
+        if not bts:
+            parts.append(None)
+            continue
+        bt = torch.cat(bts)
+        parts.append(PlacedPart(row, row + bt.shape[0], bt))
+        row += bt.shape[0]
+    return tuple(parts)

@@ -1,0 +1,94 @@
+"""An adapter in the form in which it is computed with: cast, scaled, and grouped by shared input.
+
+Modules that read the same input (query, key and value projections; gate and up projections) form a group.
+Their `A` matrices are stacked, so that one product serves all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.delta import AdapterWeights
+
+Groups = Sequence[tuple[str, ...]]
+"""Module names that share an input, in the order in which the model calls them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPart:
+    """One module's share of a group: rows `start:stop` of the stacked `A`, and `bt = scale * B^T`."""
+
+    start: int
+    stop: int
+    bt: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedGroup:
+    """`a`: `(ranks of all parts, in_features)`; `parts`: one for each module of the group, or None."""
+
+    a: Tensor
+    parts: tuple[PlacedPart | None, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedAdapter:
+    """One adapter version, ready to compute with on one device. `groups` is keyed by group index."""
+
+    digest: str
+    groups: Mapping[int, PlacedGroup]
+    nbytes: int
+
+    def to(self, device: torch.device) -> PlacedAdapter:
+        """The same adapter on `device`; copies from pinned memory do not block."""
+        groups = {
+            index: PlacedGroup(
+                group.a.to(device, non_blocking=True),
+                tuple(
+                    part and PlacedPart(part.start, part.stop, part.bt.to(device, non_blocking=True))
+                    for part in group.parts
+                ),
+            )
+            for index, group in self.groups.items()
+        }
+        return PlacedAdapter(self.digest, groups, self.nbytes)
+
+
+def place(weights: AdapterWeights, groups: Groups, dtype: torch.dtype, *, pin: bool = False) -> PlacedAdapter:
+    """Put `weights` into computing form on the CPU (`pin`: in page-locked memory).
+
+    The scale goes into `B` before the cast, so the cast rounds the product once.
+    """
+    placed: dict[int, PlacedGroup] = {}
+    nbytes = 0
+    for index, names in enumerate(groups):
+        group = _place_group(weights, names, dtype, pin)
+        if group is not None:
+            placed[index] = group
+            nbytes += group.a.nbytes + sum(part.bt.nbytes for part in group.parts if part)
+    return PlacedAdapter(weights.digest, placed, nbytes)
+
+
+def _place_group(
+    weights: AdapterWeights, names: tuple[str, ...], dtype: torch.dtype, pin: bool
+) -> PlacedGroup | None:
+    stacked: list[Tensor] = []
+    parts: list[PlacedPart | None] = []
+    row = 0
+    for name in names:
+        delta = weights.deltas.get(name)
+        if delta is None:
+            parts.append(None)
+            continue
+        bt = (delta.b.float() * delta.scale).t().to(dtype).contiguous()
+        parts.append(PlacedPart(row, row + delta.rank, bt.pin_memory() if pin else bt))
+        stacked.append(delta.a.to(dtype))
+        row += delta.rank
+    if not stacked:
+        return None
+    a = torch.cat(stacked)
+    return PlacedGroup(a.pin_memory() if pin else a, tuple(parts))

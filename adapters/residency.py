@@ -1,0 +1,213 @@
+"""Where adapters are: on disk, on the host, on the device, each tier an LRU under a byte budget.
+
+Reading and placing happen in a background thread; the engine only ever asks "is it there?". A lease keeps
+an adapter in its tiers, so that what runs is never evicted. On the CPU the device tier is the host tier.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from adapters.delta import AdapterWeights
+from adapters.errors import AdapterError, AdapterTooLarge
+from adapters.placed import PlacedAdapter
+
+
+class Tier:
+    """An LRU of adapters under a byte budget; leased ones stay."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.bytes = 0
+        self.evictions = 0
+        self.items: OrderedDict[str, PlacedAdapter] = OrderedDict()
+        self.leases: dict[str, int] = {}
+
+    def get(self, digest: str) -> PlacedAdapter | None:
+        adapter = self.items.get(digest)
+        if adapter is not None:
+            self.items.move_to_end(digest)
+        return adapter
+
+    def make_room(self, nbytes: int) -> bool:
+        """Evict the least recently used until `nbytes` fit. False, with nothing evicted, if they can't."""
+        free = self.budget - self.bytes
+        victims: list[str] = []
+        for digest, adapter in self.items.items():
+            if free >= nbytes:
+                break
+            if not self.leases.get(digest):
+                victims.append(digest)
+                free += adapter.nbytes
+        if free < nbytes:
+            return False
+        for digest in victims:
+            self.remove(digest)
+            self.evictions += 1
+        return True
+
+    def put(self, adapter: PlacedAdapter) -> bool:
+        """Add an adapter; False if leased ones leave no room for it."""
+        if adapter.digest in self.items:
+            return True
+        if not self.make_room(adapter.nbytes):
+            return False
+        self.items[adapter.digest] = adapter
+        self.bytes += adapter.nbytes
+        return True
+
+    def remove(self, digest: str) -> None:
+        self.bytes -= self.items.pop(digest).nbytes
+
+    def lease(self, digest: str) -> None:
+        self.leases[digest] = self.leases.get(digest, 0) + 1
+
+    def release(self, digest: str) -> None:
+        self.leases[digest] -= 1
+        if not self.leases[digest]:
+            del self.leases[digest]
+
+
+class Residency:
+    """The tiers above the disk. All methods may be called from any thread and return at once.
+
+    Args:
+        load: reads one adapter version from disk, in full. Runs in the background thread.
+        place: puts it into computing form on the host. Runs in the background thread too.
+        device: where the model runs.
+        device_budget: bytes for adapters on the device; on the CPU, for adapters in memory at all.
+        host_budget: bytes for adapters on the host when the device is a GPU.
+        on_ready: called, from the background thread, when a load has ended well or badly.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], AdapterWeights],
+        place: Callable[[AdapterWeights], PlacedAdapter],
+        device: torch.device,
+        device_budget: int,
+        host_budget: int,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._load = load
+        self._place = place
+        self._device = device
+        self.device = Tier(device_budget)
+        self.host = self.device if device.type == "cpu" else Tier(host_budget)
+        self.on_ready = on_ready
+        self._lock = threading.RLock()
+        self._loading: set[str] = set()
+        self._failed: dict[str, AdapterError] = {}
+        self._waiting: dict[str, PlacedAdapter] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
+        self.loads = 0
+        self.load_seconds = 0.0
+
+    def prefetch(self, digest: str) -> None:
+        """Begin to bring an adapter from disk to the host, unless it is there or on its way.
+
+        While a loaded adapter waits for room nothing more is read: it could only wait as well.
+        """
+        with self._lock:
+            if self.host.get(digest) or digest in self._loading or self._waiting:
+                return
+            self._failed.pop(digest, None)
+            self._loading.add(digest)
+            self._pool.submit(self._bring, digest)
+
+    def acquire(self, digest: str) -> PlacedAdapter | None:
+        """Lease an adapter on the device, or None while it is loading or leased ones leave no room.
+
+        Raises:
+            AdapterError: it can't be loaded; the reason names it. The next `acquire` tries again.
+        """
+        with self._lock:
+            if digest in self._failed:
+                raise self._failed.pop(digest)
+            adapter = self.device.get(digest)
+            if adapter is None:
+                adapter = self._to_device(digest)
+                if adapter is None:
+                    return None
+            self.device.lease(digest)
+            return adapter
+
+    def _to_device(self, digest: str) -> PlacedAdapter | None:
+        staged = self.host.get(digest) or self._waiting.get(digest)
+        if staged is None:
+            self.prefetch(digest)
+            return None
+        if not self.device.make_room(staged.nbytes):
+            return None
+        self._waiting.pop(digest, None)
+        adapter = staged if self.host is self.device else staged.to(self._device)
+        self.device.put(adapter)
+        return adapter
+
+    def release(self, digest: str) -> None:
+        """Give one lease back; the adapter stays until its room is needed."""
+        with self._lock:
+            self.device.release(digest)
+            for waiting in list(self._waiting.values()):
+                if self.host.put(waiting):
+                    del self._waiting[waiting.digest]
+
+    def lacks_room(self, digest: str) -> bool:
+        """Whether an adapter is loaded and only waits for leased ones to make room."""
+        with self._lock:
+            return digest not in self.device.items and (digest in self._waiting or digest in self.host.items)
+
+    def state(self, digest: str) -> str:
+        """`device`, `host` or `disk`."""
+        with self._lock:
+            if digest in self.device.items:
+                return "device"
+            return "host" if digest in self.host.items else "disk"
+
+    def evict(self, digest: str) -> bool:
+        """Drop an adapter from memory unless it is leased. True if nothing of it is left there."""
+        with self._lock:
+            if self.device.leases.get(digest):
+                return False
+            for tier in {id(t): t for t in (self.device, self.host)}.values():
+                if digest in tier.items:
+                    tier.remove(digest)
+            self._waiting.pop(digest, None)
+            return True
+
+    def close(self) -> None:
+        """Stop the background thread; a load in progress ends first."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _bring(self, digest: str) -> None:
+        started = time.perf_counter()
+        error: AdapterError | None = None
+        placed: PlacedAdapter | None = None
+        try:
+            placed = self._place(self._load(digest))
+            if placed.nbytes > min(self.device.budget, self.host.budget):
+                raise AdapterTooLarge(
+                    f"adapter {digest[:12]} takes {placed.nbytes / 2**20:.1f} MiB in memory, more than the "
+                    f"whole budget of {self.device.budget / 2**20:.1f} MiB; raise --adapter-memory-gb"
+                )
+        except AdapterError as exc:
+            error = exc
+        except Exception as exc:  # whatever a broken file or a full memory raises must not end the loader
+            error = AdapterError(f"adapter {digest[:12]} could not be loaded: {exc}")
+        with self._lock:
+            self._loading.discard(digest)
+            self.load_seconds += time.perf_counter() - started
+            if error is not None:
+                self._failed[digest] = error
+            elif placed is not None:
+                self.loads += 1
+                # With every byte leased it waits outside the tier for the next acquire that finds room.
+                if not self.host.put(placed):
+                    self._waiting = {digest: placed}
+        self.on_ready()

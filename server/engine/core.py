@@ -1,0 +1,245 @@
+"""The engine's step: schedule, run, finish. Synchronous and single-threaded."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adapters.errors import AdapterError
+from adapters.residency import Residency
+from server.engine import sampler
+from server.engine.base import ServedModel
+from server.engine.detokenize import Decoder, TextStream
+from server.engine.kv import BlockPool
+from server.engine.request import (
+    EngineError,
+    FinishReason,
+    GenerationOutput,
+    GenerationRequest,
+    QueueFull,
+    TokenLogprob,
+)
+from server.engine.runner import Runner, Scored
+from server.engine.scheduler import Plan, Scheduler
+from server.engine.sequence import Sequence
+from server.engine.stats import EngineStats
+
+Result = GenerationOutput | AdapterError | EngineError
+Results = list[tuple[str, Result]]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Sizes of one engine. `kv_blocks` blocks of `block_size` tokens each."""
+
+    max_model_len: int
+    kv_blocks: int
+    block_size: int = 16
+    max_batch_tokens: int = 512
+    max_running: int = 64
+    max_waiting: int = 1024
+    prefix_cache: bool = True
+
+
+class EngineCore:
+    """Everything between a request's tokens and its answer, one step at a time."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        decoder: Decoder,
+        residency: Residency,
+        config: EngineConfig,
+        end_tokens: frozenset[int] = frozenset(),
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.residency = residency
+        self.pool = BlockPool(config.kv_blocks, config.block_size)
+        self.scheduler = Scheduler(
+            self.pool,
+            residency,
+            max_batch_tokens=config.max_batch_tokens,
+            max_running=config.max_running,
+            prefix_cache=config.prefix_cache,
+        )
+        self.runner = Runner(model, config.kv_blocks, config.block_size)
+        self._decoder = decoder
+        self._end_tokens = end_tokens
+        self._live: dict[str, Sequence] = {}
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+        self._steps = 0
+        self._step_seconds = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._live)
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFull: too many wait already.
+            ValueError: it can't ever fit, or its id is taken.
+        """
+        needed = len(request.prompt) + request.sampling.max_tokens
+        if not request.prompt or needed > self.config.max_model_len:
+            raise ValueError(f"{needed} tokens do not fit into {self.config.max_model_len}")
+        if request.request_id in self._live:
+            raise ValueError(f"request id {request.request_id} is in use")
+        if len(self.scheduler.queue) >= self.config.max_waiting:
+            raise QueueFull(f"{self.config.max_waiting} requests wait already; try again later")
+        p = request.sampling
+        text = TextStream(self._decoder, request.prompt, p.stop, p.include_stop)
+        sequence = Sequence(request, self.model.spec.digest, self.config.block_size, text)
+        self._live[request.request_id] = sequence
+        self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request in whatever state; unknown ids (already finished) are fine."""
+        sequence = self._live.pop(request_id, None)
+        if sequence is not None:
+            self.scheduler.remove(sequence)
+
+    def abort_all(self) -> list[str]:
+        """Drop every request; returns their ids."""
+        ids = list(self._live)
+        for request_id in ids:
+            self.abort(request_id)
+        return ids
+
+    def step(self) -> Results:
+        """Run one step. Returns what it added to each sequence; empty if nothing could run yet."""
+        started = time.perf_counter()
+        plan, failed = self.scheduler.schedule()
+        results: Results = []
+        for sequence, error in failed:
+            del self._live[sequence.request.request_id]
+            results.append((sequence.request.request_id, error))
+        if plan:
+            results += self._run(plan)
+            self._account(plan, time.perf_counter() - started)
+        return results
+
+    def _run(self, plan: Plan) -> Results:
+        try:
+            logits, scored = self.runner.run(plan)
+        finally:
+            self.model.batch.end()
+        self._steps += 1
+        self._prompt_tokens += sum(tokens for sequence, tokens in plan.items() if not sequence.decoding)
+        self.scheduler.advance(plan)
+        return self._finish(logits, scored)
+
+    def _finish(self, logits: Tensor, scored: list[Scored]) -> Results:
+        """Sample, record and deliver."""
+        for rows in scored:
+            self._score_prompt(logits, rows)
+        sampling = [rows for rows in scored if rows.samples]
+        results: Results = []
+        if sampling:
+            last = logits[[rows.stop - 1 for rows in sampling]]
+            sequences = [rows.sequence for rows in sampling]
+            chosen = sampler.sample(last, sequences, self._end_tokens)
+            for row, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):
+                top = sequence.request.sampling.logprobs
+                scores = None if top is None else sampler.logprobs(last[row : row + 1], [token], top)
+                results.append((sequence.request.request_id, self._append(sequence, token, scores)))
+        return results
+
+    def _score_prompt(self, logits: Tensor, rows: Scored) -> None:
+        """Scores of the prompt tokens that this chunk predicts: all but the first of the prompt."""
+        sequence = rows.sequence
+        top = sequence.request.sampling.prompt_logprobs
+        known = len(sequence.prompt_logprobs)
+        if top is None or known >= sequence.prompt_length:
+            return
+        count = min(rows.stop - rows.start, sequence.prompt_length - known)
+        targets = sequence.tokens[known : known + count]
+        sequence.prompt_logprobs += sampler.logprobs(logits[rows.start : rows.start + count], targets, top)
+
+    def _append(self, sequence: Sequence, token: int, scores: list[TokenLogprob] | None) -> GenerationOutput:
+        p = sequence.request.sampling
+        first = sequence.generated == 0
+        prompt = tuple(sequence.prompt_logprobs) if first and p.prompt_logprobs is not None else None
+        text: str = ""
+        reason: FinishReason | None = "length"
+        stop: str | int | None = None
+        if p.max_tokens:
+            sequence.tokens.append(token)
+            self._generated_tokens += 1
+            text, reason, stop = self._advance_text(sequence, token)
+        if reason is not None:
+            self.abort(sequence.request.request_id)
+        return GenerationOutput(
+            sequence.request.request_id,
+            text,
+            (token,) if p.max_tokens else (),
+            tuple(scores) if scores is not None and p.max_tokens else None,
+            reason,
+            stop,
+            prompt,
+            (sequence.cached or 0) if first else 0,
+        )
+
+    def _advance_text(
+        self, sequence: Sequence, token: int
+    ) -> tuple[str, FinishReason | None, str | int | None]:
+        """New text, and whether and why the sequence ends with `token`."""
+        p = sequence.request.sampling
+        early = sequence.generated <= p.min_tokens
+        if not early and token in sampler.stop_ids(p, self._end_tokens):
+            text, stop = sequence.text.finish()
+            return text, "stop", token if stop is None else stop
+        text, stop = sequence.text.push(token, stops=not early)
+        if stop is not None:
+            return text, "stop", stop
+        if sequence.generated == p.max_tokens:
+            more, stop = sequence.text.finish()
+            return text + more, "length" if stop is None else "stop", stop
+        return text, None, None
+
+    def _account(self, plan: Plan, seconds: float) -> None:
+        self._step_seconds += seconds
+        prefill = sum(tokens for tokens in plan.values() if tokens > 1)
+        self.scheduler.pacer.record(sum(tokens == 1 for tokens in plan.values()), prefill, seconds)
+
+    def check(self) -> None:
+        """Raise `AssertionError` if anything is lost: blocks, leases, sequences."""
+        self.scheduler.check()
+        known = {*self.scheduler.running, *self.scheduler.queue.waiting()}
+        if known != set(self._live.values()):
+            raise AssertionError("the live sequences are not those that wait or run")
+
+    def stats(self, *, healthy: bool = True) -> EngineStats:
+        """The counters of now."""
+        scheduler, residency = self.scheduler, self.residency
+        running = {s.request.adapter for s in scheduler.running if s.request.adapter}
+        waiting = {s.request.adapter for s in scheduler.queue.waiting() if s.request.adapter}
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.queue),
+            kv_blocks_used=self.pool.used,
+            kv_blocks_total=self.pool.total,
+            prefix_queries=scheduler.prefix_queries,
+            prefix_hits=scheduler.prefix_hits,
+            preemptions=scheduler.preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            steps=self._steps,
+            step_seconds=self._step_seconds,
+            adapters_running=tuple(sorted(running)),
+            adapters_waiting=tuple(sorted(waiting)),
+            adapters_device=len(residency.device.items),
+            adapters_host=len(residency.host.items),
+            adapter_bytes_device=residency.device.bytes,
+            adapter_bytes_host=residency.host.bytes,
+            adapter_budget_bytes=residency.device.budget,
+            adapter_loads=residency.loads,
+            adapter_evictions=residency.device.evictions,
+            adapter_load_seconds=residency.load_seconds,
+            healthy=healthy,
+        )

@@ -1,0 +1,162 @@
+"""The engine in its own thread, for an asyncio server: requests go in, outputs stream back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from server.engine.core import EngineCore, Result, Results
+from server.engine.request import EngineError, GenerationOutput, GenerationRequest
+from server.engine.stats import EngineStats
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_FAILURES = 3  # steps that may fail in a row before the engine counts as broken
+
+
+class Engine:
+    """Runs an `EngineCore` in a thread of its own, which alone touches it."""
+
+    def __init__(self, core: EngineCore) -> None:
+        self.max_model_len = core.config.max_model_len
+        self.vocab_size = core.model.vocab_size
+        self._core = core
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams: dict[str, asyncio.Queue[Result]] = {}
+        self._commands: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._draining = False
+        self._healthy = True
+        self._stats = core.stats()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        core.residency.on_ready = self._notify
+
+    def start(self) -> None:
+        """Start the thread; call it from the event loop that will read the answers."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationOutput]:
+        """The outputs of one request as they come. Closing the iterator early aborts the request.
+
+        Raises:
+            QueueFull: too many requests wait.
+            EngineError: the engine failed, is stopping, or refused the request.
+            AdapterError: the adapter could not be loaded.
+        """
+        if self._draining or not self._healthy:
+            raise EngineError("the server is shutting down" if self._draining else "the engine has failed")
+        stream: asyncio.Queue[Result] = asyncio.Queue()
+        self._streams[request.request_id] = stream
+        finished = False
+        try:
+            self._command(lambda: self._submit(request))
+            while not finished:
+                result = await stream.get()
+                finished = not isinstance(result, GenerationOutput) or result.finish_reason is not None
+                if not isinstance(result, GenerationOutput):
+                    raise result
+                yield result
+        finally:
+            del self._streams[request.request_id]
+            if not finished:
+                self._command(lambda: self._core.abort(request.request_id))
+
+    def stats(self) -> EngineStats:
+        """The counters after the last step."""
+        return self._stats
+
+    def residency(self, digest: str) -> str:
+        """Where an adapter is: `device`, `host` or `disk`."""
+        return self._core.residency.state(digest)
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    async def call(self, function: Callable[[EngineCore], T]) -> T:
+        """Run `function` on the core between two steps."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function(self._core))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._command(run)
+        return await asyncio.wrap_future(future)
+
+    async def drain(self, seconds: float) -> None:
+        """Accept nothing new, let running requests finish for up to `seconds`, then stop the thread."""
+        self._draining = True
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._streams and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        self._stopping = True
+        self._notify()
+        await asyncio.to_thread(self._thread.join)
+        self._core.residency.close()
+        for stream in self._streams.values():
+            stream.put_nowait(EngineError("the server is shutting down"))
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._wake:
+            self._commands.append(command)
+            self._wake.notify()
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    def _submit(self, request: GenerationRequest) -> None:
+        try:
+            self._core.submit(request)
+        except (EngineError, ValueError) as error:
+            refusal = error if isinstance(error, EngineError) else EngineError(str(error))
+            self._deliver([(request.request_id, refusal)])
+
+    def _work(self) -> None:
+        failures = 0
+        idle = False
+        while not self._stopping:
+            with self._wake:
+                if idle and not self._commands:
+                    # A waiting adapter load notifies; the timeout only guards against a lost one.
+                    self._wake.wait(timeout=0.1 if self._core.busy else None)
+                commands = [self._commands.popleft() for _ in range(len(self._commands))]
+            for command in commands:
+                command()
+            steps = self._stats.steps
+            try:
+                results = self._core.step()
+                failures = 0
+            except Exception:
+                log.exception("an engine step failed; its requests are answered with an error")
+                failures += 1
+                results = self._fail_all()
+            self._healthy = failures < _FAILURES
+            self._stats = self._core.stats(healthy=self._healthy)
+            idle = not results and self._stats.steps == steps
+            self._deliver(results)
+
+    def _fail_all(self) -> Results:
+        """End every live request: the state of a step that broke midway is not to be trusted."""
+        error = EngineError("the engine failed while this request ran; see the server's log")
+        return [(request_id, error) for request_id in self._core.abort_all()]
+
+    def _deliver(self, results: Results) -> None:
+        if results and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._hand_out, results)
+
+    def _hand_out(self, results: Results) -> None:
+        for request_id, result in results:
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.put_nowait(result)

@@ -1,0 +1,160 @@
+"""From a path or hub id to a checked, frozen base model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from adapters.linear import can_pack
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_DYNAMIC_ROPE = ("dynamic", "longrope")
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class UnsupportedModel(Exception):
+    """This base can't be served, and why, in one line."""
+
+
+def resolve_folder(source: str) -> Path:
+    """The folder of a local path, or of a hub id after downloading its configuration and safetensors."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise UnsupportedModel(f"--model {source}: there is no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub client raises many kinds; all mean the same to the operator
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedModel(
+            f"--model {source}: no such folder, and the hub did not give it: {reason}"
+        ) from error
+
+
+def base_digest(folder: Path) -> str:
+    """Hex SHA-256 over config and weights: the identity of a base, whatever its path or load type."""
+    config = json.loads((folder / "config.json").read_text())
+    for volatile in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
+        config.pop(volatile, None)
+    hasher = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    files = sorted(folder.glob("*.safetensors"))
+    with ThreadPoolExecutor(4) as pool:
+        for path, digest in zip(files, pool.map(_file_digest, files), strict=True):
+            hasher.update(path.name.encode() + b"\0" + digest)
+    return hasher.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedModel("--device cuda: torch sees no GPU here")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own type, save what a CPU is slow at: float16, and emulated bfloat16."""
+    if name != "auto":
+        return _DTYPES[name]
+    stored = getattr(config, "dtype", None) or torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if stored == torch.float32 else stored
+    fast_bf16 = can_pack(torch.empty(0, dtype=torch.bfloat16))
+    return torch.bfloat16 if stored in (torch.bfloat16, torch.float16) and fast_bf16 else torch.float32
+
+
+def load_config(folder: Path) -> Any:
+    """The model's configuration, refused where this server would answer wrongly."""
+    if not (folder / "config.json").is_file():
+        raise UnsupportedModel(f"{folder}: no config.json; is this a model folder?")
+    if (folder / "adapter_config.json").is_file():
+        raise UnsupportedModel(f"{folder} is an adapter, not a base model; pass it with --adapter NAME=PATH")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        raise UnsupportedModel(f"{folder}: {str(error).splitlines()[0]}") from error
+    if not list(folder.glob("*.safetensors")):
+        raise UnsupportedModel(
+            f"{folder}: no *.safetensors; pickle checkpoints are never opened, convert it first"
+        )
+    refuse_unsupported(config)
+    return config
+
+
+def refuse_unsupported(config: Any) -> None:
+    """Raise `UnsupportedModel` for what the paged path can't express."""
+    if config.is_encoder_decoder:
+        raise UnsupportedModel(
+            f"{config.model_type} is an encoder-decoder model; only decoder models are served"
+        )
+    unknown = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
+    if unknown:
+        raise UnsupportedModel(
+            f"{config.model_type} has layers of type {sorted(unknown)}, which are not served yet"
+        )
+
+
+def context_length(config: Any) -> int:
+    """Most tokens that the model may see, from its configuration.
+
+    Some rotary scalings change with the longest sequence of the batch: a row would depend on its
+    neighbours. Such models are served up to the length at which the scaling begins.
+    """
+    length = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    rope = getattr(config, "rope_parameters", None) or {}
+    variants = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    for variant in variants:
+        if variant.get("rope_type") in _DYNAMIC_ROPE:
+            original = variant.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            length = min(length, int(original or length))
+    return length
+
+
+def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model in evaluation mode with stock attention, frozen."""
+    if not hasattr(config, "use_cache"):
+        config.use_cache = False
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise UnsupportedModel(f"{folder}: {str(error).strip().splitlines()[0]}") from error
+    model.eval().requires_grad_(False)
+    return cast(PreTrainedModel, model.to(device))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer beside the model."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise UnsupportedModel(
+            f"{folder}: its tokenizer can't be loaded: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
+    """The ids that end an answer, from the generation config, the config and the tokenizer."""
+    ids: set[int] = set()
+    sources = (getattr(model, "generation_config", None), model.config, tokenizer)
+    for value in (getattr(source, "eos_token_id", None) for source in sources):
+        if value is not None:
+            ids.update(value if isinstance(value, list | tuple) else [value])
+    return frozenset(ids)

@@ -1,0 +1,190 @@
+"""What runs in the next step: decoding sequences first, then prefill chunks, then newcomers in fair turns."""
+
+from __future__ import annotations
+
+from adapters.errors import AdapterError
+from adapters.residency import Residency
+from server.engine.fairness import FairQueue
+from server.engine.kv import BlockPool
+from server.engine.pacing import Pacer
+from server.engine.sequence import Sequence
+
+_PATIENCE = 8  # how often others may pass a sequence that waits for leased adapters to leave
+_SCORED_CHUNK = 128  # prompt tokens whose logits are computed at once, vocabulary-wide
+
+Plan = dict[Sequence, int]
+"""For each sequence of a step, how many of its tokens are computed."""
+
+
+class Scheduler:
+    """Owns which sequences wait and run, their KV blocks and their adapter leases."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        residency: Residency,
+        *,
+        max_batch_tokens: int,
+        max_running: int,
+        prefix_cache: bool,
+    ) -> None:
+        self.pool = pool
+        self.residency = residency
+        self.queue = FairQueue()
+        self.running: list[Sequence] = []
+        self.pacer = Pacer(max_batch_tokens)
+        self.preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        self._max_batch_tokens = max_batch_tokens
+        self._max_running = max_running
+        self._prefix_cache = prefix_cache
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a new sequence wait, and begin to load its adapter."""
+        self.queue.push(sequence)
+        if sequence.request.adapter:
+            self.residency.prefetch(sequence.request.adapter)
+
+    def remove(self, sequence: Sequence) -> None:
+        """A sequence ends, in whatever state: everything it held is free again."""
+        if sequence in self.running:
+            self._stop(sequence)
+        else:
+            self.queue.take(sequence)
+        self.queue.leave(sequence)
+
+    def schedule(self) -> tuple[Plan, list[tuple[Sequence, AdapterError]]]:
+        """The next step, and the sequences whose adapter could not be loaded (already removed)."""
+        plan: Plan = {}
+        for sequence in [s for s in self.running if s.decoding]:
+            if sequence in self.running and self._grow(sequence, 1, plan):
+                plan[sequence] = 1
+        room = self.pacer.prefill_budget(len(plan))
+        room = min(room, self._max_batch_tokens - len(plan))
+        for sequence in sorted((s for s in self.running if not s.decoding), key=self.queue.served):
+            if sequence in self.running:
+                room -= self._prefill(sequence, room, plan)
+        return plan, self._admit(room, plan)
+
+    def advance(self, plan: Plan) -> None:
+        """The step was computed: count it, and make its full blocks findable."""
+        for sequence, tokens in plan.items():
+            sequence.computed += tokens
+            self.queue.charge(sequence.turn, tokens)
+            if self._prefix_cache:
+                full = sequence.computed // self.pool.block_size
+                hashes = sequence.hashes(sequence.computed)
+                for index in range(sequence.published, full):
+                    self.pool.publish(sequence.blocks[index], hashes[index])
+                sequence.published = full
+
+    def _prefill(self, sequence: Sequence, room: int, plan: Plan) -> int:
+        tokens = min(sequence.remaining, room)
+        if not sequence.reuses_prefix:
+            tokens = min(tokens, _SCORED_CHUNK)
+        if tokens <= 0 or not self._grow(sequence, tokens, plan):
+            return 0
+        plan[sequence] = tokens
+        return tokens
+
+    def _grow(self, sequence: Sequence, tokens: int, plan: Plan) -> bool:
+        """Give it blocks for `tokens` more, preempting the newest. False: it was the newest itself."""
+        while True:
+            blocks = self.pool.allocate(sequence.blocks_for(sequence.computed + tokens))
+            if blocks is not None:
+                sequence.blocks += blocks
+                return True
+            victim = self.running[-1]
+            plan.pop(victim, None)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Recompute later: its tokens stay, its KV goes (what is cached of it may be found again)."""
+        self.preemptions += 1
+        self._stop(sequence)
+        self.queue.push_back(sequence)
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = sequence.published = 0
+        if sequence.adapter is not None:
+            self.residency.release(sequence.adapter.digest)
+            sequence.adapter = None
+
+    def _admit(self, room: int, plan: Plan) -> list[tuple[Sequence, AdapterError]]:
+        failed: list[tuple[Sequence, AdapterError]] = []
+        skipped: set[tuple[str, str | None]] = set()
+        starved: list[Sequence] = []
+        while room > 0 and len(self.running) < self._max_running:
+            sequence = next((s for s in self.queue.heads() if s.turn not in skipped), None)
+            if sequence is None or self.pool.free < sequence.blocks_for(len(sequence.tokens) + 1):
+                break
+            try:
+                ready = not self._deferred(sequence) and self._lease(sequence)
+            except AdapterError as error:
+                self.remove(sequence)
+                failed.append((sequence, error))
+                continue
+            if not ready:
+                skipped.add(sequence.turn)
+                if sequence.request.adapter and self.residency.lacks_room(sequence.request.adapter):
+                    if sequence.passed_over >= _PATIENCE:
+                        break
+                    starved.append(sequence)
+                continue
+            for waiting in starved:
+                waiting.passed_over += 1
+            self._start(sequence)
+            room -= self._prefill(sequence, room, plan)
+        return failed
+
+    def _lease(self, sequence: Sequence) -> bool:
+        if sequence.request.adapter:
+            sequence.adapter = self.residency.acquire(sequence.request.adapter)
+            return sequence.adapter is not None
+        return True
+
+    def _start(self, sequence: Sequence) -> None:
+        self.queue.take(sequence)
+        self.running.append(sequence)
+        if self._prefix_cache and sequence.reuses_prefix:
+            # At least one token is computed, for its logits.
+            usable = len(sequence.tokens) - 1
+            sequence.blocks = self.pool.match(sequence.hashes(usable))
+            sequence.published = len(sequence.blocks)
+            sequence.computed = len(sequence.blocks) * self.pool.block_size
+            if sequence.cached is None:
+                self.prefix_queries += len(sequence.tokens)
+                self.prefix_hits += sequence.computed
+        if sequence.cached is None:
+            sequence.cached = sequence.computed
+
+    def _deferred(self, sequence: Sequence) -> bool:
+        """Whether most of what it needs is being computed by another right now, to be shared in a moment."""
+        if not self._prefix_cache or not sequence.reuses_prefix:
+            return False
+        missing = [h for h in sequence.hashes(len(sequence.tokens) - 1) if not self.pool.cached(h)]
+        if not missing:
+            return False
+        coming = {
+            known
+            for other in self.running
+            if not other.decoding and other.turn == sequence.turn
+            for known in other.hashes(other.prompt_length)[other.published :]
+        }
+        return 2 * sum(known in coming for known in missing) > len(missing)
+
+    def check(self) -> None:
+        """Raise `AssertionError` if a block or an adapter lease is lost. Meant for idle moments and tests."""
+        self.pool.check([sequence.blocks for sequence in self.running])
+        leases: dict[str, int] = {}
+        for sequence in self.running:
+            if sequence.adapter is not None:
+                leases[sequence.adapter.digest] = leases.get(sequence.adapter.digest, 0) + 1
+        if leases != self.residency.device.leases:
+            raise AssertionError("the adapter leases are not those of the running sequences")

@@ -1,0 +1,44 @@
+"""A snapshot of the engine's counters, taken between two steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Gauges are of now; everything else counts from the start of the process.
+
+    Attributes:
+        running, waiting: sequences.
+        kv_blocks_used: blocks that live sequences hold; cached but unheld blocks count as free.
+        prefix_queries, prefix_hits: prompt tokens looked up in and served from the prefix cache.
+        prompt_tokens, generated_tokens: tokens computed for prompts (cache hits left out) and sampled.
+        steps, step_seconds: forward passes and the time spent in them, scheduling and sampling included.
+        adapters_running, adapters_waiting: digests that live sequences name.
+        adapters_device, adapters_host: adapters in each tier; on the CPU the two tiers are one.
+        adapter_load_seconds: time spent reading and placing adapters, in the background.
+    """
+
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    prefix_queries: int
+    prefix_hits: int
+    preemptions: int
+    prompt_tokens: int
+    generated_tokens: int
+    steps: int
+    step_seconds: float
+    adapters_running: tuple[str, ...]
+    adapters_waiting: tuple[str, ...]
+    adapters_device: int
+    adapters_host: int
+    adapter_bytes_device: int
+    adapter_bytes_host: int
+    adapter_budget_bytes: int
+    adapter_loads: int
+    adapter_evictions: int
+    adapter_load_seconds: float
+    healthy: bool
