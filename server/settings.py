@@ -28,16 +28,24 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MULTILORA_", extra="forbid", frozen=True)
 
-    model: str | None = Field(None, description="base model: a folder or a hub id (default: the shipped base)")
+    model: str | None = Field(
+        None, description="base model: a folder or a hub id (default: the shipped base)"
+    )
     adapter: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="NAME=PATH of an adapter folder to publish at start; repeat for more"
     )
-    served_model_name: str | None = Field(None, description="the base's name in the API (default: from --model)")
-    merge: str | None = Field(None, description="adapter to serve merged into a copy of the base, at full speed")
+    served_model_name: str | None = Field(
+        None, description="the base's name in the API (default: from --model)"
+    )
+    merge: str | None = Field(
+        None, description="adapter to serve merged into a copy of the base, at full speed"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="type of the weights")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="type of the weights"
+    )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0 chooses")
     max_model_len: int | None = Field(None, ge=8, description="most tokens of prompt and answer together")
     max_batch_tokens: int | None = Field(
@@ -45,11 +53,16 @@ class Settings(BaseSettings):
     )
     max_running: int = Field(64, ge=1, description="most sequences that run at once")
     max_waiting: int = Field(1024, ge=1, description="most sequences that wait; one more is a 429")
-    kv_cache_gb: float | None = Field(None, gt=0, description="memory for the KV cache in GiB (default: chosen)")
+    kv_cache_gb: float | None = Field(
+        None, gt=0, description="memory for the KV cache in GiB (default: chosen)"
+    )
     block_size: int = Field(16, ge=1, le=256, description="tokens in one KV block")
     prefix_cache: bool = Field(True, description="reuse the KV of equal prompt beginnings")
     adapter_memory_gb: float = Field(
         1.0, gt=0, description="memory for adapters in GiB; the least recently used leave first"
+    )
+    host_adapter_memory_gb: float = Field(
+        4.0, gt=0, description="with a GPU: memory for adapters on the host in GiB, ready to be copied"
     )
     data_dir: Path = Field(default_factory=default_data_dir, description="where uploaded adapters are kept")
     adapter_dir: Path | None = Field(

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from adapters.linear import can_pack
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _DYNAMIC_ROPE = ("dynamic", "longrope")
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -69,7 +69,7 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
     """`auto` is the checkpoint's own type, save what a CPU is slow at: float16, and emulated bfloat16."""
     if name != "auto":
-        return _DTYPES[name]
+        return DTYPES[name]
     stored = getattr(config, "dtype", None) or torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if stored == torch.float32 else stored

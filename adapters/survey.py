@@ -1,0 +1,112 @@
+"""Which linear layers of a model adapters may add to, and which of them share an input: seen, not guessed.
+
+The stock model runs a probe prompt once. A layer that is called once with one row for each token can carry
+adapters; layers that receive the very same tensor form a group, whose `A` products are computed together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from adapters.base import BaseSpec, LinearSpec
+from adapters.batched import AdapterBatch, BatchedLinear
+
+PROBE_TOKENS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class SeenLinear:
+    """One linear layer of the probe run. `source` is the identity of the tensor it was called with."""
+
+    name: str
+    module: nn.Module
+    rows: int
+    source: int
+
+    @property
+    def weight(self) -> Tensor:
+        """`(out_features, in_features)`, whichever way round the module stores it."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach().t() if isinstance(self.module, Conv1D) else weight.detach()
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias = getattr(self.module, "bias", None)
+        return None if bias is None else bias.detach()
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the probe run showed. `logits`: `(vocabulary,)`, the stock model's answer after `probe`."""
+
+    probe: Tensor
+    logits: Tensor
+    seen: tuple[SeenLinear, ...]
+
+    def describe(self, model: PreTrainedModel, *, name: str, digest: str, source: str = "") -> BaseSpec:
+        """What adapters of this base are checked against. See `BaseSpec` for the arguments."""
+        linears = {
+            linear.name: LinearSpec(linear.name, linear.weight.shape[1], linear.weight.shape[0])
+            for linear in self.seen
+        }
+        others = frozenset(path for path, _ in model.named_modules() if path and path not in linears)
+        tied = bool(model.config.get_text_config().tie_word_embeddings)
+        return BaseSpec(name, digest, linears, others, source, tied)
+
+    def attach(self, model: PreTrainedModel) -> tuple[AdapterBatch, dict[str, BatchedLinear]]:
+        """Put batched layers where the linear ones were. The model keeps its weights, maybe packed."""
+        members: dict[int, list[SeenLinear]] = {}
+        for linear in self.seen:
+            members.setdefault(linear.source, []).append(linear)
+        names = [tuple(linear.name for linear in group) for group in members.values()]
+        widths = [sum(group[0].weight.shape) for group in members.values()]
+        batch = AdapterBatch(names, widths, model.dtype)
+        head = model.get_output_embeddings()
+        layers: dict[str, BatchedLinear] = {}
+        for index, group in enumerate(members.values()):
+            for member, linear in enumerate(group):
+                layer = BatchedLinear(
+                    linear.name, linear.weight, linear.bias, batch, index, member, linear.module is head
+                )
+                model.set_submodule(linear.name, layer)
+                layers[linear.name] = layer
+        return batch, layers
+
+
+def survey(model: PreTrainedModel) -> Survey:
+    """Run the probe prompt through the stock model and look."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randint(0, vocabulary, (PROBE_TOKENS,), generator=generator).to(model.device)
+    seen: list[SeenLinear] = []
+    alive: list[Tensor] = []  # an input that is freed could lend its identity to another
+
+    def note(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        alive.append(args[0])
+        seen.append(SeenLinear(name, module, args[0].numel() // args[0].shape[-1], id(args[0])))
+
+    hooks = [
+        module.register_forward_pre_hook(lambda m, args, name=name: note(name, m, args))
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, Conv1D)
+    ]
+    try:
+        with torch.inference_mode():
+            logits = model(input_ids=probe[None], use_cache=False, logits_to_keep=1).logits[0, -1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    called = [linear.name for linear in seen]
+    head = model.get_output_embeddings()
+    fit = [
+        linear
+        for linear in seen
+        if called.count(linear.name) == 1 and linear.rows == (1 if linear.module is head else PROBE_TOKENS)
+    ]
+    return Survey(probe, logits, tuple(fit))

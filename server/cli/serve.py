@@ -1,0 +1,49 @@
+"""`multilora serve`: its flags are the fields of `Settings`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from server.cli.threads import set_threads
+from server.settings import Settings
+
+Verbs = Any  # argparse does not export the type of add_subparsers()
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb with one flag for each setting."""
+    parser = verbs.add_parser("serve", help="serve a base model and its adapters over HTTP")
+    for name, field in Settings.model_fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        text = (field.description or "").replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+        elif name == "adapter":
+            parser.add_argument(
+                flag, action="append", metavar="NAME=PATH", default=argparse.SUPPRESS, help=text
+            )
+        else:
+            shown = "" if field.default is None or field.is_required() else f" (default: {field.default})"
+            if field.default_factory is not None or "default:" in text:
+                shown = ""
+            parser.add_argument(flag, default=argparse.SUPPRESS, metavar=name.upper(), help=text + shown)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal. Returns 0 after a drain, 1 when the server can't start."""
+    given = {name: value for name, value in vars(arguments).items() if name in Settings.model_fields}
+    settings = Settings(**given)
+    set_threads(settings.threads)
+    from server import launch  # torch reads the thread settings when it is imported
+
+    try:
+        launch.serve(settings)
+    except launch.StartError as error:
+        print(f"multilora: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,241 @@
+"""From settings to a running server: load, prove, publish, listen, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+
+from adapters.errors import AdapterError
+from adapters.limits import AdapterLimits
+from adapters.merge import build_merged
+from adapters.placed import place
+from adapters.registry import Registry
+from adapters.residency import Residency
+from server.api.app import create_app
+from server.api.context import ServerContext
+from server.engine import loading
+from server.engine.base import ServedModel
+from server.engine.core import EngineConfig, EngineCore
+from server.engine.engine import Engine
+from server.engine.loading import UnsupportedModel
+from server.settings import GIB, MIB, Settings
+from training.base import BASE_NAME, MODEL_DIR
+
+log = logging.getLogger(__name__)
+_KV_SHARE = 0.25  # of free memory, when --kv-cache-gb is not given
+_KV_MOST_CPU = 4 * GIB
+
+
+class StartError(Exception):
+    """The server can't start, and why, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A base and everything needed to serve it."""
+
+    model: ServedModel
+    tokenizer: Any
+    core: EngineCore
+    registry: Registry
+
+
+def load(settings: Settings) -> Loaded:
+    """Load and prove the base, open the registry, publish `--adapter`s, merge if asked.
+
+    Raises:
+        StartError: with the reason in one line.
+    """
+    try:
+        return _load(settings)
+    except (UnsupportedModel, AdapterError) as error:
+        raise StartError(str(error)) from error
+
+
+def _load(settings: Settings) -> Loaded:
+    folder = loading.resolve_folder(settings.model or str(MODEL_DIR))
+    config = loading.load_config(folder)
+    device = loading.choose_device(settings.device)
+    dtype = loading.choose_dtype(settings.dtype, config, device)
+    tokenizer = loading.load_tokenizer(folder)
+    stock = loading.load_model(folder, config, dtype, device)
+    ends = loading.end_tokens(stock, tokenizer)
+    source = settings.model or BASE_NAME
+    name = settings.served_model_name or (source.rstrip("/").split("/")[-1] if settings.model else "base")
+    model = ServedModel(stock, name=name, digest=loading.base_digest(folder), source=source)
+    registry = Registry(settings.data_dir, model.spec, _limits(settings))
+    for entry in settings.adapter:
+        adapter, _, path = entry.partition("=")
+        version, _ = registry.publish_folder(adapter, Path(path).expanduser(), source="--adapter")
+        log.info("serving adapter %s (%s)", version.ref, version.digest[:12])
+    core = EngineCore(
+        model, tokenizer, _residency(settings, registry, model), _sizes(settings, config, model), ends
+    )
+    if settings.merge:
+        merged = registry.resolve(settings.merge)
+        nbytes = build_merged(model.linears.values(), registry.load(merged.digest))
+        core.runner.merged_digest = merged.digest
+        log.info("merged %s into a copy of the base (%.1f MiB)", merged.ref, nbytes / MIB)
+    return Loaded(model, tokenizer, core, registry)
+
+
+def _limits(settings: Settings) -> AdapterLimits:
+    """A file that could not be held in memory as a whole is refused at the door."""
+    most = min(settings.max_adapter_mb * MIB, int(settings.adapter_memory_gb * GIB))
+    return AdapterLimits(
+        max_rank=settings.max_adapter_rank, max_file_bytes=most, max_adapters=settings.max_adapters
+    )
+
+
+def _residency(settings: Settings, registry: Registry, model: ServedModel) -> Residency:
+    on_gpu = model.device.type == "cuda"
+    return Residency(
+        registry.load,
+        partial(place, groups=model.batch.groups, dtype=model.dtype, pin=on_gpu),
+        model.device,
+        int(settings.adapter_memory_gb * GIB),
+        int(settings.host_adapter_memory_gb * GIB),
+    )
+
+
+def _sizes(settings: Settings, config: Any, model: ServedModel) -> EngineConfig:
+    """KV blocks from the memory there is, and the context that fits into them."""
+    nbytes = int(settings.kv_cache_gb * GIB) if settings.kv_cache_gb else _default_kv_bytes(model.device)
+    longest = loading.context_length(config)
+    asked = settings.max_model_len or longest
+    if asked > longest:
+        raise StartError(f"--max-model-len {asked}: this model sees at most {longest} tokens")
+    block_bytes = model.kv_bytes * settings.block_size
+    useful = -(-asked // settings.block_size) * max(settings.max_running, 1) * 2
+    blocks = min(nbytes // block_bytes, useful)
+    fits = blocks * settings.block_size
+    if fits < (asked if settings.max_model_len else settings.block_size):
+        raise StartError(
+            f"the KV cache of {nbytes / GIB:.2f} GiB holds {fits} tokens, fewer than {asked}; "
+            "raise --kv-cache-gb or lower --max-model-len"
+        )
+    if fits < asked:
+        log.warning("the KV cache holds %d tokens: requests are limited to that instead of %d", fits, asked)
+    on_cpu = model.device.type == "cpu"
+    return EngineConfig(
+        max_model_len=min(asked, fits),
+        kv_blocks=blocks,
+        block_size=settings.block_size,
+        max_batch_tokens=settings.max_batch_tokens or (512 if on_cpu else 4096),
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+        prefix_cache=settings.prefix_cache,
+    )
+
+
+def _default_kv_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * 0.8)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(int(free * _KV_SHARE), _KV_MOST_CPU)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Bind before anything is loaded, so that a taken port is known at once."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as error:
+        sock.close()
+        raise StartError(f"can't listen on {settings.host}:{settings.port}: {error.strerror}") from error
+    return sock
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn whose signals begin a drain and are not raised again, so that the process exits with 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+
+def serve(settings: Settings) -> None:
+    """Load, listen until a signal, drain. Prints the URL when ready.
+
+    Raises:
+        StartError: it can't start.
+    """
+    sock = listen(settings)
+    with sock:
+        loaded = load(settings)
+        asyncio.run(_serve(settings, loaded, sock))
+
+
+async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> None:
+    engine = Engine(loaded.core)
+    context = ServerContext(
+        settings=settings,
+        base=loaded.model.spec,
+        tokenizer=loaded.tokenizer,
+        engine=engine,
+        registry=loaded.registry,
+        started=time.time(),
+    )
+    app = create_app(context)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        lifespan="on",
+    )
+    server = _Uvicorn(config)
+    async with _running(engine, context):
+        announce = asyncio.create_task(_announce(server, settings, context, sock))
+        await server.serve(sockets=[sock])
+        announce.cancel()
+    loaded.registry.close()
+
+
+@asynccontextmanager
+async def _running(engine: Engine, context: ServerContext) -> AsyncIterator[None]:
+    engine.start()
+    try:
+        yield
+    finally:
+        context.draining = True
+        await engine.drain(0)
+
+
+async def _announce(
+    server: _Uvicorn, settings: Settings, context: ServerContext, sock: socket.socket
+) -> None:
+    while not server.started:
+        await asyncio.sleep(0.01)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(
+        f"multilora serves {context.base.name} and {len(context.registry.list())} adapter versions "
+        f"at http://{host}:{sock.getsockname()[1]}",
+        flush=True,
+    )
+    while not server.should_exit:
+        await asyncio.sleep(0.05)
+    context.draining = True
