@@ -17,6 +17,10 @@ _OTHERS = (
     (".lora_embedding_B", "LoRA on an embedding is not supported yet"),
     (".lora_magnitude_vector", "DoRA is not supported yet"),
     (".lora_B.bias", "a bias on lora_B is not supported yet"),
+    (
+        ".base_layer.weight",
+        "a copy of the base's own weight, which is not used; save again with save_embedding_layers=False",
+    ),
     (".bias", "trained biases are not supported yet"),
     (".trainable_tokens_delta", "trained tokens are not supported yet"),
     (".weight", "fully trained modules are not supported yet"),
@@ -52,7 +56,7 @@ def pair_factors(keys: Iterable[str]) -> Mapping[str, FactorKeys]:
             raise _refuse(name)
         adapter_names.add(match["adapter"])
         if len(adapter_names) > 1:
-            raise InvalidAdapter(f"tensor {name!r} belongs to another adapter than those before it")
+            raise InvalidAdapter(f"tensor {name!r} belongs to another adapter than others in the file")
         found.setdefault(match["module"], {})[match["part"]] = name
     for parts in found.values():
         if len(parts) == 1:
