@@ -9,9 +9,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from adapters.catalog import AdapterVersion
+from adapters.errors import InvalidName
 from adapters.names import parse_ref
 from server.api.context import MAX_UPLOADS, Context, OpenContext, ServerContext
-from server.api.errors import busy
+from server.api.errors import busy, from_adapter_error
 from server.api.publishing import publish
 from server.api.upload import receive_upload
 
@@ -53,7 +54,10 @@ async def list_adapters(
     """
     versions = context.registry.list()
     if after is not None:
-        name, number = parse_ref(after)
+        try:
+            name, number = parse_ref(after)
+        except InvalidName as error:
+            raise from_adapter_error(error, param="after") from None
         versions = [version for version in versions if (version.name, version.version) > (name, number or 0)]
     page = versions[:limit]
     return {

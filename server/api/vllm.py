@@ -79,21 +79,20 @@ def allowed_folder(adapter_dir: Path | None, path: str) -> Path:
     answer doesn't tell whether it exists.
     """
     if adapter_dir is None:
-        message = (
-            "Loading from a path is off; the operator turns it on with --adapter-dir, or POST /v1/adapters."
-        )
+        message = "Loading from a path is off: start with --adapter-dir, or upload to POST /v1/adapters."
         raise APIError(403, message, param="lora_path", code="adapter_dir_not_set")
     try:
         root = adapter_dir.resolve()
         folder = (root / path).resolve()
         files = [(folder / file).resolve() for file in FILES]
+        if not all(place.is_relative_to(root) for place in (folder, *files)):
+            message = "'lora_path' lies outside the folder that the operator allows (--adapter-dir)."
+            raise APIError(403, message, param="lora_path", code="path_not_allowed")
+        if not all(file.is_file() for file in files):
+            raise _not_found(f"No adapter found for {path}: it takes a folder with {' and '.join(FILES)}.")
     except (OSError, ValueError, RuntimeError):
-        raise _user_error("'lora_path' is not a path.") from None
-    if not all(place.is_relative_to(root) for place in (folder, *files)):
-        message = "'lora_path' lies outside the folder that the operator allows (--adapter-dir)."
-        raise APIError(403, message, param="lora_path", code="path_not_allowed")
-    if not all(file.is_file() for file in files):
-        raise _not_found(f"No adapter found for {path}: it takes a folder with {' and '.join(FILES)}.")
+        # Too long, with a zero byte, or a circle of links.
+        raise _user_error("'lora_path' is not a usable path.") from None
     return folder
 
 

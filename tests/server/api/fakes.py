@@ -1,0 +1,255 @@
+"""Small stand-ins for the engine and the registry, and a real byte-level tokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from adapters.base import BaseSpec
+from adapters.catalog import AdapterVersion
+from adapters.errors import AdapterNotFound, InvalidAdapter
+from adapters.names import check_new_name, parse_ref
+from server.api.context import ServerContext
+from server.api.tokens import byte_level_table
+from server.engine.request import GenerationOutput, GenerationRequest, TokenLogprob
+from server.engine.stats import EngineStats
+from server.settings import Settings
+
+BASE = BaseSpec(name="tiny", digest="ba5e" * 16, linears={})
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m.content == 'refuse me' %}{{ raise_exception('no such thing') }}{% endif %}"
+    "<{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+STATS = EngineStats(
+    running=2,
+    waiting=1,
+    kv_blocks_used=5,
+    kv_blocks_total=20,
+    prefix_queries=100,
+    prefix_hits=40,
+    preemptions=3,
+    prompt_tokens=60,
+    generated_tokens=70,
+    steps=11,
+    step_seconds=1.5,
+    adapters_running=(),
+    adapters_waiting=(),
+    adapters_device=2,
+    adapters_host=4,
+    adapter_bytes_device=1000,
+    adapter_bytes_host=3000,
+    adapter_budget_bytes=5000,
+    adapter_loads=6,
+    adapter_evictions=1,
+    adapter_load_seconds=0.5,
+    healthy=True,
+)
+
+
+@cache
+def tokenizer() -> Any:
+    """One token for each byte, in byte order, then `</s>` (256)."""
+    vocabulary = {**byte_level_table(), "</s>": 256}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", chat_template=TEMPLATE)
+
+
+def tokens(text: str) -> tuple[int, ...]:
+    """The ids of `text` in the tokenizer above."""
+    return tuple(text.encode())
+
+
+Script = Callable[[GenerationRequest], Sequence[GenerationOutput | Exception]]
+
+
+def say(text: str, cached: int = 0) -> Script:
+    """Every request answers `text`, a character at a time, cut at its `max_tokens`."""
+
+    def script(request: GenerationRequest) -> list[GenerationOutput]:
+        sampling = request.sampling
+        chars = list(text)[: sampling.max_tokens]
+        outputs = [
+            GenerationOutput(
+                request.request_id,
+                text=char,
+                token_ids=tokens(char),
+                logprobs=None if sampling.logprobs is None else scores(tokens(char), sampling.logprobs),
+            )
+            for char in chars
+        ] or [GenerationOutput(request.request_id)]
+        prompt_logprobs = None
+        if sampling.prompt_logprobs is not None:
+            prompt_logprobs = (None, *scores(request.prompt[1:], sampling.prompt_logprobs))
+        outputs[0] = replace(outputs[0], cached_tokens=cached, prompt_logprobs=prompt_logprobs)
+        outputs[-1] = replace(outputs[-1], finish_reason="stop" if len(chars) == len(text) else "length")
+        return outputs
+
+    return script
+
+
+def scores(token_ids: Sequence[int], count: int) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities that fall from the chosen token on; the last alternative is impossible."""
+    return tuple(
+        TokenLogprob(
+            token_id,
+            -0.5,
+            tuple((token_id + i, -math.inf if i and i == count - 1 else -0.5 - i) for i in range(count)),
+        )
+        for token_id in token_ids
+    )
+
+
+class FakeEngine:
+    """Plays a script for each request, and notes which requests were closed before their end."""
+
+    def __init__(self, script: Script) -> None:
+        self.max_model_len = 100
+        self.vocab_size = 260
+        self.script = script
+        self.current = STATS
+        self.requests: list[GenerationRequest] = []
+        self.running: set[str] = set()
+        self.aborted: list[str] = []
+        self.states: dict[str, str] = {}
+        self.hang = False
+        self.started = asyncio.Event()
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationOutput, None]:
+        self.requests.append(request)
+        self.running.add(request.request_id)
+        finished = False
+        try:
+            for output in self.script(request):
+                await asyncio.sleep(0)
+                if isinstance(output, Exception):
+                    finished = True
+                    raise output
+                finished = output.finish_reason is not None
+                if self.hang and finished:
+                    finished = False
+                    self.started.set()
+                    await asyncio.sleep(3600)
+                yield output
+        finally:
+            self.running.discard(request.request_id)
+            if not finished:
+                self.aborted.append(request.request_id)
+
+    def stats(self) -> EngineStats:
+        return self.current
+
+    def residency(self, digest: str) -> str:
+        return self.states.get(digest, "disk")
+
+
+class FakeRegistry:
+    """Versions in memory. Weights that begin with `bad` are refused."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, list[AdapterVersion]] = {}
+        self.numbers: Counter[str] = Counter()
+        self.held: Counter[str] = Counter()
+        self.seen_weights: Path | None = None
+        self.fail: Exception | None = None
+
+    def publish(
+        self, name: str, config: bytes, weights: Path, source: str = ""
+    ) -> tuple[AdapterVersion, bool]:
+        if self.fail is not None:
+            raise self.fail
+        check_new_name(name, BASE.name)
+        self.seen_weights = weights
+        content = weights.read_bytes()
+        if content.startswith(b"bad"):
+            raise InvalidAdapter("tensor x has the wrong shape")
+        digest = hashlib.sha256(config + content).hexdigest()
+        versions = self.live.setdefault(name, [])
+        if versions and versions[-1].digest == digest:
+            return versions[-1], False
+        self.numbers[name] += 1
+        version = AdapterVersion(
+            name=name,
+            version=self.numbers[name],
+            digest=digest,
+            base_digest=BASE.digest,
+            created=1_700_000_000.5,
+            size=len(content),
+            rank=8,
+            parameters=1234,
+            target_modules=("q_proj", "v_proj"),
+            source=source,
+        )
+        versions.append(version)
+        return version, True
+
+    def publish_folder(self, name: str, folder: Path, source: str = "") -> tuple[AdapterVersion, bool]:
+        config = (folder / "adapter_config.json").read_bytes()
+        return self.publish(name, config, folder / "adapter_model.safetensors", source)
+
+    def add(self, name: str, folder: Path, content: str = "") -> AdapterVersion:
+        """Publish without files of one's own."""
+        weights = folder / "fake-weights"
+        weights.write_text(f"{name} {self.numbers[name]} {content}")
+        return self.publish(name, b"{}", weights)[0]
+
+    def resolve(self, ref: str) -> AdapterVersion:
+        return self._matching(ref)[-1]
+
+    def list(self) -> Sequence[AdapterVersion]:
+        return [version for name in sorted(self.live) for version in self.live[name]]
+
+    def versions(self, name: str) -> Sequence[AdapterVersion]:
+        return tuple(self.live.get(name, ()))
+
+    def delete(self, ref: str) -> Sequence[AdapterVersion]:
+        found = self._matching(ref)
+        name = found[0].name
+        self.live[name] = [version for version in self.live[name] if version not in found]
+        if not self.live[name]:
+            del self.live[name]
+        return found
+
+    def hold(self, digest: str) -> None:
+        self.held[digest] += 1
+
+    def release(self, digest: str) -> None:
+        assert self.held[digest] > 0
+        self.held[digest] -= 1
+
+    def _matching(self, ref: str) -> Sequence[AdapterVersion]:
+        try:
+            name, number = parse_ref(ref)
+        except Exception:
+            name, number = "", None
+        found = [v for v in self.live.get(name, ()) if number is None or v.version == number]
+        if not found:
+            raise AdapterNotFound(f"no adapter {ref!r}")
+        return found
+
+
+def make_context(data_dir: Path, script: Script | None = None, **settings: object) -> ServerContext:
+    """A context on fakes; settings that tests want small are small."""
+    small = {"max_n": 4, "max_logprobs": 3, "max_body_mb": 1, "max_adapter_mb": 1}
+    values: dict[str, Any] = {**small, **settings}
+    return ServerContext(
+        settings=Settings(data_dir=data_dir, **values),
+        base=BASE,
+        tokenizer=tokenizer(),
+        engine=FakeEngine(script or say("hello")),
+        registry=FakeRegistry(),
+        started=1_600_000_000.0,
+    )

@@ -1,0 +1,54 @@
+"""Body limits: by the declared length, and while bytes come without one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from starlette.testclient import TestClient
+
+from server.api.app import create_app
+from server.api.context import ServerContext
+from server.settings import MIB
+from tests.server.api.asgi import JSON, Exchange
+from tests.server.api.fakes import FakeEngine
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/completions", "/v1/chat/completions", "/v1/load_lora_adapter", "/none"]
+)
+def test_a_declared_length_over_the_limit_is_refused_before_reading(
+    context: ServerContext, path: str
+) -> None:
+    headers = [*JSON, (b"content-length", str(MIB + 1).encode())]
+    exchange = Exchange(create_app(context), path, [b"x"], headers)
+    asyncio.run(exchange.run())
+
+    assert (exchange.status, exchange.error["code"]) == (413, "body_too_large")
+    assert exchange.read == 0
+
+
+def test_a_chunked_body_is_cut_off_at_the_limit(context: ServerContext, engine: FakeEngine) -> None:
+    exchange = Exchange(create_app(context), "/v1/completions", [b" " * 65536] * 1000)
+    asyncio.run(exchange.run())
+
+    assert (exchange.status, exchange.error["code"]) == (413, "body_too_large")
+    assert exchange.read <= MIB + 65536
+    assert not engine.requests
+
+
+def test_a_body_at_the_limit_is_read(client: TestClient) -> None:
+    body = b'{"model": "tiny", "prompt": "hi"}'
+    answer = client.post(
+        "/v1/completions", content=body.ljust(MIB), headers={"content-type": "application/json"}
+    )
+
+    assert answer.status_code == 200
+
+
+def test_uploads_have_a_limit_of_their_own(context: ServerContext) -> None:
+    for size, status in ((2 * MIB, 415), (2 * MIB + 1, 413)):
+        headers = [(b"content-length", str(size).encode())]
+        exchange = Exchange(create_app(context), "/v1/adapters", [b"x"], headers)
+        asyncio.run(exchange.run())
+        assert exchange.status == status

@@ -1,0 +1,159 @@
+"""Multipart uploads, byte by byte: on disk while they come, bounded, and gone afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from server.api.app import create_app
+from server.api.context import ServerContext
+from server.api.upload import CONFIG_BYTES, NAME_BYTES, remove_left_over
+from server.settings import MIB
+from tests.server.api.asgi import Exchange
+from tests.server.api.fakes import FakeRegistry
+
+BOUNDARY = "frontier"
+
+
+def part(name: str, content: bytes, filename: str | None = None) -> bytes:
+    file = f'; filename="{filename}"' if filename else ""
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
+    return head.encode() + content + b"\r\n"
+
+
+END = f"--{BOUNDARY}--\r\n".encode()
+NAME, CONFIG, WEIGHTS = part("name", b"shop"), part("config", b"{}"), part("weights", b"w" * 10, "w.bin")
+
+
+def send(context: ServerContext, chunks: Iterable[bytes], kind: str | None = None) -> Exchange:
+    kind = kind or f"multipart/form-data; boundary={BOUNDARY}"
+    headers = [(b"content-type", kind.encode())]
+    exchange = Exchange(create_app(context), "/v1/adapters", chunks, headers)
+    asyncio.run(exchange.run())
+    return exchange
+
+
+def left_over(context: ServerContext) -> list[Path]:
+    folder = context.settings.data_dir / "uploads"
+    return list(folder.iterdir()) if folder.exists() else []
+
+
+def test_parts_come_in_any_order_and_any_pieces(context: ServerContext, registry: FakeRegistry) -> None:
+    body = WEIGHTS + NAME + CONFIG + END
+    exchange = send(context, [body[i : i + 1] for i in range(len(body))])
+
+    assert exchange.status == 201
+    assert registry.live["shop"][0].size == 10
+
+
+def test_weights_lie_in_the_data_folder_under_a_name_of_ours(
+    context: ServerContext, registry: FakeRegistry
+) -> None:
+    assert send(context, [NAME, CONFIG, part("weights", b"w", "../../evil"), END]).status == 201
+
+    assert registry.seen_weights is not None
+    assert registry.seen_weights.is_relative_to(context.settings.data_dir / "uploads")
+    assert registry.seen_weights.name == "weights"
+    assert not left_over(context)
+
+
+def test_weights_go_to_disk_while_they_come(
+    context: ServerContext, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.api.upload.WRITE_BYTES", 65536)
+    sizes: list[int] = []
+
+    def chunks() -> Iterable[bytes]:
+        yield NAME + CONFIG + part("weights", b"")[:-2]
+        for _ in range(8):
+            (folder,) = left_over(context)
+            sizes.append((folder / "weights").stat().st_size)
+            yield b"w" * 65536
+        yield b"\r\n" + END
+
+    assert send(context, chunks()).status == 201
+    assert sizes[-1] >= 5 * 65536
+    assert registry.live["shop"][0].size == 8 * 65536
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "param"),
+    [
+        ([NAME, CONFIG, part("weights", b"w" * (MIB + 1))], 413, "weights"),
+        ([part("name", b"n" * (NAME_BYTES + 1)), CONFIG, WEIGHTS], 413, "name"),
+        ([NAME, part("config", b" " * (CONFIG_BYTES + 1)), WEIGHTS], 413, "config"),
+        ([part("name", b"\xff"), CONFIG, WEIGHTS], 400, "name"),
+        ([CONFIG, WEIGHTS], 400, "name"),
+        ([NAME, WEIGHTS], 400, "config"),
+        ([NAME, CONFIG], 400, "weights"),
+        ([NAME, CONFIG, WEIGHTS, part("extra", b"x")], 400, "extra"),
+        ([NAME, NAME, CONFIG, WEIGHTS], 400, "name"),
+    ],
+)
+def test_each_part_is_known_bounded_and_sent_once(
+    context: ServerContext, registry: FakeRegistry, parts: list[bytes], status: int, param: str
+) -> None:
+    exchange = send(context, [*parts, END])
+
+    assert (exchange.status, exchange.error["param"]) == (status, param)
+    assert not registry.live
+    assert not left_over(context)
+
+
+def test_an_endless_upload_is_cut_off(context: ServerContext) -> None:
+    head = NAME + CONFIG + part("weights", b"")[:-2]
+    exchange = send(context, [head, *[b"w" * 65536] * 1000])
+
+    assert exchange.status == 413
+    assert exchange.read <= MIB + 3 * 65536
+    assert not left_over(context)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (NAME + CONFIG + WEIGHTS, None, 400),
+        (NAME + CONFIG + WEIGHTS[:-5], None, 400),
+        (b"no multipart at all", None, 400),
+        (b"", None, 400),
+        (NAME, "multipart/form-data", 400),
+        (NAME, f"multipart/form-data; boundary={'b' * 300}", 400),
+        (b"{}", "application/json", 415),
+        (b"x", "application/octet-stream", 415),
+    ],
+)
+def test_broken_framing(context: ServerContext, body: bytes, kind: str | None, status: int) -> None:
+    exchange = send(context, [body], kind)
+
+    assert exchange.status == status, exchange.body
+    assert not left_over(context)
+
+
+def test_a_client_that_leaves_midway_leaves_nothing(context: ServerContext, registry: FakeRegistry) -> None:
+    async def main() -> Exchange:
+        headers = [(b"content-type", f"multipart/form-data; boundary={BOUNDARY}".encode())]
+        exchange = Exchange(create_app(context), "/v1/adapters", [NAME, CONFIG], headers, stays_open=True)
+        task = asyncio.create_task(exchange.run())
+        await asyncio.sleep(0.05)
+        assert left_over(context)
+        exchange.gone.set()
+        await task
+        return exchange
+
+    assert asyncio.run(main()).status == 499
+    assert context.uploads == 0
+    assert not left_over(context)
+    assert not registry.live
+
+
+def test_what_a_killed_server_left_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "uploads" / "upload-x"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(b"w")
+    remove_left_over(tmp_path)
+    remove_left_over(tmp_path)
+
+    assert not folder.exists()
