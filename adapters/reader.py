@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters.base import BaseSpec
@@ -66,7 +67,7 @@ def read_adapter(
     """The adapter of `config` (the text of adapter_config.json) and `weights` (a safetensors file).
 
     Args:
-        dtype: the type to cast to; None keeps the file's.
+        dtype: the type to cast to; None keeps the file's, and the tensors mapped from it.
         digest: the content digest, where it is known already; None computes it.
 
     Raises:
@@ -108,19 +109,18 @@ def plan_adapter(config: LoraConfig, header: Mapping[str, TensorInfo], base: Bas
 def read_deltas(
     plan: AdapterPlan, weights: Path, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, ModuleDelta]]:
-    """Each module's delta, one at a time, in memory of its own (not mapped from the file).
+    """Each module's delta, one at a time. Tensors that need no cast stay mapped from the file.
 
     Raises:
         InvalidAdapter: a value is not finite, or does not fit `dtype`.
     """
     try:
-        with safe_open(weights, framework="pt", device="cpu") as file:
-            for module, planned in plan.modules.items():
-                keys = planned.keys
-                a, b = (_finite(key, file.get_tensor(key), dtype) for key in (keys.a, keys.b))
-                yield module, ModuleDelta(a, b, planned.scale)
+        tensors = load_file(weights)
     except SafetensorError as error:
         raise InvalidAdapter(f"the safetensors library refuses the weights: {error}") from None
+    for module, planned in plan.modules.items():
+        a, b = (_finite(key, tensors.pop(key), dtype) for key in (planned.keys.a, planned.keys.b))
+        yield module, ModuleDelta(a, b, planned.scale)
 
 
 def _misfit(module: str, keys: FactorKeys, header: Mapping[str, TensorInfo], base: BaseSpec) -> str | None:
@@ -175,8 +175,8 @@ def _check_targets(config: LoraConfig, modules: Mapping[str, FactorKeys], base: 
 
 
 def _finite(key: str, stored: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A copy of `stored` in `dtype`, all of it finite."""
-    tensor = stored.to(dtype or stored.dtype, copy=True).contiguous()
+    """`stored` in `dtype`, all of it finite."""
+    tensor = stored.to(dtype or stored.dtype).contiguous()
     if _all_finite(tensor):
         return tensor
     if dtype is not None and _all_finite(stored):

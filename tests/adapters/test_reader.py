@@ -86,11 +86,12 @@ def test_summary_and_digest(files: AdapterFiles, base: BaseSpec) -> None:
     assert len(read_adapter(files.config, files.weights, base, LIMITS).digest) == 64
 
 
-def test_casts_into_memory_of_its_own(files: AdapterFiles, base: BaseSpec) -> None:
-    adapter = read_adapter(files.config, files.weights, base, LIMITS, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_casts_and_outlives_the_file(dtype: torch.dtype | None, files: AdapterFiles, base: BaseSpec) -> None:
+    adapter = read_adapter(files.config, files.weights, base, LIMITS, dtype=dtype)
     stored = files.tensors()[KEY]
     files.weights.unlink()
-    assert torch.equal(adapter.deltas["model.layers.0.self_attn.q_proj"].a, stored.bfloat16())
+    assert torch.equal(adapter.deltas["model.layers.0.self_attn.q_proj"].a, stored.to(dtype or torch.float32))
 
 
 @pytest.mark.parametrize(
