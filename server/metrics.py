@@ -34,7 +34,7 @@ class Metrics:
         self._max_labels = max_labels
         self._active: dict[str, Bag[str]] = {}
         self.requests = self._counter("requests", "Finished requests", ["adapter", "outcome"])
-        self.uploads = self._counter("adapter_uploads", "Uploads of adapters", ["outcome"])
+        self.uploads = self._counter("adapter_uploads", "Adapters sent to the API", ["outcome"])
         self.unknown = self._counter("unknown_model_requests", "Requests that named no live model", [])
         self.first_token = self._histogram("time_to_first_token", "Until the first token", FIRST_TOKEN)
         self.between = self._histogram("inter_token_latency", "Between two tokens", BETWEEN_TOKENS)

@@ -99,7 +99,8 @@ def test_a_stream_of_several_prompts(official: openai.OpenAI) -> None:
     for chunk in chunks:
         (choice,) = chunk.choices
         texts[choice.index] += choice.text
-        reasons[choice.index] += str(choice.finish_reason or "")
+        if chunk.choices[0].finish_reason:
+            reasons[choice.index] += choice.finish_reason
         assert choice.logprobs is not None
         offsets[choice.index] += choice.logprobs.text_offset or []
 
