@@ -63,13 +63,14 @@ def read_header(path: Path, limits: AdapterLimits) -> dict[str, TensorInfo]:
 def _read_entries(file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
     """Where the data begins, and the header's entries without the metadata."""
     prefix = file.read(8)
-    if prefix[:2] == b"PK" or prefix[:1] == b"\x80":
+    length = int.from_bytes(prefix, "little")
+    # A header's length may begin with the same bytes as a pickle does; the length tells them apart.
+    if prefix.startswith((b"PK", b"\x80")) and (len(prefix) < 8 or 8 + length > size):
         raise InvalidAdapter(
             "the file is a pickle/zip checkpoint, not safetensors; re-save it with safe_serialization=True"
         )
     if len(prefix) < 8:
         raise InvalidAdapter(f"the safetensors file is truncated: expected at least 8 bytes, got {size}")
-    length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
         raise InvalidAdapter(
             f"not a safetensors file: its header would be {length} bytes, the most is {MAX_HEADER_BYTES}"
