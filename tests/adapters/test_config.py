@@ -48,7 +48,8 @@ def test_defaults_of_peft_pass() -> None:
 @pytest.mark.parametrize("field", sorted(REFUSED))
 def test_refused_by_name(field: str) -> None:
     assert f"{field}: " in refused(**{field: "all" if field == "bias" else [1]})
-    for off in (None, False, [], {}):
+    nothing: list[object] = [None, False, [], {}]
+    for off in nothing:
         parse(**{field: off})
 
 

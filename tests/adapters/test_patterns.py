@@ -86,13 +86,13 @@ def test_plain_names_agree_with_re(text: str, name: str) -> None:
     ],
 )
 def test_catastrophic_patterns_end_soon(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         answer = str(NamePattern(text, "target_modules").matches("a" * 60 + "!"))
     except InvalidAdapter as error:
         answer = str(error)
     assert answer == "False" or "too complex" in answer
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,43 @@
+"""Rows survive, and numbers are never given twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from adapters.catalog import AdapterVersion, Catalog
+
+
+def version(name: str, number: int) -> AdapterVersion:
+    return AdapterVersion(
+        name, number, "a" * 64, "b" * 64, 12.5, 2**40, 8, 2**33, ("k_proj", "q_proj"), "test"
+    )
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "catalog with a ? in its name"
+    first = Catalog(path)
+    versions = [version("a", 1), version("a", 2), version("b", 1)]
+    for each in reversed(versions):
+        first.add(each)
+    first.close()
+    second = Catalog(path)
+    assert second.live() == versions
+    assert versions[1].ref == "a@2"
+    second.close()
+
+
+def test_deleted_rows_keep_their_number(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "catalog")
+    assert catalog.next_version("a") == 1
+    for number in (1, 2):
+        catalog.add(version("a", number))
+    catalog.delete([version("a", 1), version("a", 2)])
+    assert catalog.live() == []
+    assert catalog.next_version("a") == 3
+    assert catalog.next_version("b") == 1
+    with pytest.raises(IntegrityError):
+        catalog.add(version("a", 2))
+    catalog.close()
