@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-_BATCH = 64
+_BATCH = 256
 
 
 @torch.inference_mode()

@@ -21,10 +21,11 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from training.base import BASE_NAME, MODEL_DIR
 from training.data import IGNORE, Example, Tokens, read_jsonl, tokenize
-from training.schedule import warmup_cosine
+from training.rates import warmup_cosine
 from training.spec import LoraSpec, TrainSpec, require
 
 
@@ -189,6 +190,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=TrainSpec.learning_rate)
     parser.add_argument("--seed", type=int, default=TrainSpec.seed)
     args = parser.parse_args()
+    logging.disable_progress_bar()  # transformers' own: ours says what matters
     try:
         lora = LoraSpec(rank=args.rank, alpha=args.alpha)
         spec = TrainSpec(lora, epochs=args.epochs, learning_rate=args.learning_rate, seed=args.seed)

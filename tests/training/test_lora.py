@@ -19,7 +19,7 @@ from training.lora import TrainingError, TrainResult, collate, prepare, train_ad
 from training.spec import LoraSpec, TrainSpec
 from training.tasks import make_examples
 
-BRIEF = TrainSpec(LoraSpec(rank=4, alpha=8), steps=25, batch_size=8)
+BRIEF = TrainSpec(LoraSpec(rank=4, alpha=8), steps=25, batch_size=8, learning_rate=5e-3)
 ROWS = [TextExample(item.prompt, item.completion) for item in make_examples("shout", 200)]
 
 

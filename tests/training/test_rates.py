@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.schedule import warmup_cosine
+from training.rates import warmup_cosine
 
 
 def test_rises_then_falls() -> None:

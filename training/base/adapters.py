@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from training.base import ADAPTERS_DIR, MODEL_DIR
 from training.data import TextExample
@@ -20,7 +21,7 @@ from training.spec import TrainSpec
 from training.tasks import LIVE_TASK, TASKS, make_examples
 
 EXAMPLES = 2000
-SPEC = TrainSpec(steps=250)
+SPEC = TrainSpec(steps=160, learning_rate=1e-2)
 """What every task of the demo is trained with, the shipped ones and the live one."""
 
 
@@ -47,6 +48,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
     for task in args.tasks:
         result = train_task(task, args.output / task, args.base)
         score = held_out_match(task, args.output / task, args.base)

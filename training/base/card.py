@@ -27,8 +27,8 @@ A Llama of {parameters:,} parameters over bytes, trained from random weights by 
 handful of skills, asked for as `tag: word` on one line; the answer comes on the next. It is here so that
 adapters have something to stand on in the demo and the tests, and is of no other use.
 
-Made by `python -m training.base.recipe --output DIR`: {steps} steps, seed {seed}, one thread,
-{seconds:.0f} s. The same command on the same kind of CPU with the pinned torch gives the same weights.
+Made by `python -m training.base.recipe --output DIR`: {steps} steps, seed {seed}, {seconds:.0f} s of
+one core. The same command on the same kind of CPU with the pinned torch gives the same weights.
 
 Greedy exact match on {cases} held-out words for each skill. `{unknown}` stands for any tag that was never
 taught: the base gives the word back.

@@ -20,7 +20,7 @@ from training.base.card import measure_skills, write_card
 from training.base.skills import draw_system, draw_turn
 from training.base.tokenizer import BOS_ID, EOS_ID, MAX_LENGTH, PAD_ID, VOCABULARY, build_tokenizer, encode
 from training.data import IGNORE
-from training.schedule import warmup_cosine
+from training.rates import warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class BaseResult:
-    """What a run of the recipe gave."""
+    """What a run of the recipe gave; `seconds` are of CPU time, which is the same on a busy machine."""
 
     model: LlamaForCausalLM
     losses: list[float]
@@ -93,7 +93,7 @@ def train_base(recipe: Recipe, progress: bool = True) -> BaseResult:
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(recipe.steps, recipe.warmup))
     losses: list[float] = []
-    started = time.monotonic()
+    started = time.process_time()
     with tqdm(range(recipe.steps), desc="base", unit="step", disable=not progress) as bar:
         for _ in bar:
             ids, labels = _batch(rng, recipe)
@@ -105,7 +105,7 @@ def train_base(recipe: Recipe, progress: bool = True) -> BaseResult:
             optimizer.zero_grad()
             losses.append(loss.item())
             bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-    return BaseResult(model.eval(), losses, time.monotonic() - started)
+    return BaseResult(model.eval(), losses, time.process_time() - started)
 
 
 def save_base(model: LlamaForCausalLM, output: Path) -> None:
