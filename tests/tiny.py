@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,24 +126,26 @@ def make_model(family: str, seed: int = 0) -> Any:
 
 def make_adapter(model: Any, folder: Path, seed: int, **config: Any) -> Path:
     """A PEFT adapter folder with random, non-zero weights on a copy of `model`. Returns `folder`."""
-    import copy
-
     lora = LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", "r": 4, **config})
-    peft_model = get_peft_model(copy.deepcopy(model), lora)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of fan_in_fan_out, which it then corrects itself
+        peft_model = get_peft_model(copy.deepcopy(model), lora)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(0.25 * torch.randn(parameter.shape, generator=generator))
-    peft_model.save_pretrained(str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT looks for the base's config on the hub
+        peft_model.save_pretrained(str(folder), save_embedding_layers=False)
     return folder
 
 
 def peft_model(model: Any, folder: Path) -> Any:
     """PEFT's own view of the adapter, on a copy of `model`."""
-    import copy
-
-    return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
 
 
 def greedy(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:

@@ -1,0 +1,20 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.kit import Families
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tests run on small shared machines; more threads make tiny products slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Families:
+    """Tiny bases and their adapters, each made once."""
+    return Families(tmp_path_factory.mktemp("families"))
