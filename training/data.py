@@ -87,7 +87,7 @@ def read_jsonl(path: Path) -> list[Example]:
     Raises:
         DataError: some lines are bad, or there is none.
     """
-    return parse_lines(path.read_text(encoding="utf-8").splitlines(), path.name)
+    return parse_lines(path.read_text(encoding="utf-8-sig").split("\n"), path.name)
 
 
 def parse_lines(lines: Iterable[str], source: str = "data") -> list[Example]:

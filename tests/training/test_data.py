@@ -69,6 +69,12 @@ def test_all_bad_lines_are_named_in_one_error() -> None:
         parse_lines(lines, "orders.jsonl")
 
 
+def test_only_newlines_end_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('\ufeff{"prompt": "a\u2028b", "completion": "c"}\r\n', encoding="utf-8", newline="")
+    assert read_jsonl(file) == [TextExample("a\u2028b", "c")]
+
+
 def test_an_empty_file_is_an_error() -> None:
     with pytest.raises(DataError) as caught:
         parse_lines(["", "  "])

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from training.base import BASE_NAME, MODEL_DIR
 from training.base.tokenizer import PAD_ID
 from training.data import IGNORE, TextExample, Tokens
-from training.lora import TrainingError, TrainResult, collate, prepare, train_adapter
+from training.lora import TrainingError, TrainResult, collate, main, prepare, train_adapter
 from training.spec import LoraSpec, TrainSpec
 from training.tasks import make_examples
 
@@ -111,3 +111,25 @@ def test_padding_is_masked_and_has_no_label() -> None:
     assert batch["input_ids"].tolist() == [[1, 5, PAD_ID], [1, 6, 7]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
     assert batch["labels"].tolist() == [[IGNORE, 5, IGNORE], [IGNORE, 6, 7]]
+
+
+def test_the_command_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    rows = (json.dumps(item.as_row()) for item in make_examples("shout", 32))
+    data.write_text("\n".join(rows), encoding="utf-8")
+    argv = ["lora", "--data", str(data), "--output", str(tmp_path / "out"), "--rank", "2", "--epochs", "1"]
+    monkeypatch.setattr("sys.argv", argv)
+    main()
+    assert "after 2 steps" in capsys.readouterr().out
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data.jsonl").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(
+        "sys.argv", ["lora", "--data", str(tmp_path / "data.jsonl"), "--output", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit, match=r"error: data.jsonl: 1 bad line\n  line 1: expected the keys"):
+        main()
