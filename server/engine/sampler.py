@@ -25,7 +25,10 @@ def sample(logits: Tensor, sequences: Rows[Sequence], end_tokens: frozenset[int]
     drawn = [row for row, s in enumerate(sequences) if s.request.sampling.temperature > 0]
     if drawn:
         temperatures = torch.tensor([sequences[row].request.sampling.temperature for row in drawn])
-        scaled = logits[drawn].float() / temperatures.to(logits.device)[:, None]
+        rows = logits[drawn].float()
+        # From the largest down, so that no temperature, however small, makes an infinity of it.
+        temperatures = temperatures.clamp(min=torch.finfo(torch.float32).tiny).to(rows.device)
+        scaled = (rows - rows.amax(-1, keepdim=True)) / temperatures[:, None]
         for row, probabilities in zip(drawn, scaled.softmax(-1), strict=True):
             chosen[row] = _draw(probabilities, sequences[row])
     return chosen
@@ -68,7 +71,8 @@ def _shape(row: Tensor, sequence: Sequence, end_tokens: frozenset[int]) -> None:
         row[token] += bias
     if sequence.generated < p.min_tokens:
         for token in stop_ids(p, end_tokens):
-            row[token] = float("-inf")
+            if token < row.shape[0]:  # a tokenizer may know more ids than the model has rows for
+                row[token] = float("-inf")
 
 
 def stop_ids(p: SamplingParams, end_tokens: frozenset[int]) -> frozenset[int]:
