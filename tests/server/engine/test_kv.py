@@ -1,0 +1,178 @@
+"""Blocks are never lost or shared by accident, and the prefix index only tells of full blocks."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.engine.kv import BlockPool, block_hash, root_hash
+
+
+def _chain(*blocks: list[int], root: bytes = b"root") -> list[bytes]:
+    hashes = []
+    for tokens in blocks:
+        root = block_hash(root, tokens)
+        hashes.append(root)
+    return hashes
+
+
+def test_a_root_tells_scope_base_and_adapter_apart() -> None:
+    triples = [("a", "b", "c"), ("ab", "", "c"), ("a", "bc", None), ("", "abc", None), ("", "ab", "c")]
+    triples += list(permutations(("a", "b", "c")))[1:]
+    roots = [root_hash(scope, base, adapter) for scope, base, adapter in triples]
+    assert len(set(roots)) == len(triples)
+    assert root_hash("a", "b", None) == root_hash("a", "b", None)
+
+
+def test_a_block_hash_depends_on_all_that_came_before() -> None:
+    assert block_hash(b"x", [1, 2]) == block_hash(b"x", [1, 2])
+    others = [block_hash(b"y", [1, 2]), block_hash(b"x", [2, 1]), block_hash(b"x", [1, 2, 3])]
+    assert block_hash(b"x", [1, 2]) not in others
+
+
+def test_allocates_all_or_nothing() -> None:
+    pool = BlockPool(3, 4)
+    assert pool.allocate(4) is None
+    assert pool.free == 3
+    held = pool.allocate(2)
+    assert held is not None
+    assert len(set(held)) == 2
+    assert (pool.used, pool.free) == (2, 1)
+    assert pool.allocate(2) is None
+    pool.check([held])
+
+
+def test_a_released_block_stays_findable_until_its_room_is_needed() -> None:
+    pool = BlockPool(2, 2)
+    hashes = _chain([1, 2])
+    (block,) = pool.allocate(1) or []
+    pool.publish(block, hashes[0])
+    pool.release([block])
+    assert pool.used == 0
+    assert pool.match(hashes) == [block]
+    assert pool.used == 1
+    pool.release([block])
+    both = pool.allocate(2)
+    assert not pool.cached(hashes[0])
+    assert pool.match(hashes) == []
+    pool.check([both or []])
+
+
+def test_uncached_blocks_are_taken_before_cached_ones_and_the_oldest_prefix_ends_first() -> None:
+    pool = BlockPool(4, 2)
+    hashes = _chain([1, 1], [2, 2], [3, 3])
+    blocks = pool.allocate(4) or []
+    for block, known in zip(blocks, hashes, strict=False):
+        pool.publish(block, known)
+    pool.release(blocks)
+    taken = [(pool.allocate(1) or [])[0] for _ in range(4)]
+    assert taken == [blocks[3], blocks[2], blocks[1], blocks[0]]
+
+
+def test_a_match_is_the_longest_prefix_and_is_shared() -> None:
+    pool = BlockPool(4, 2)
+    hashes = _chain([1, 1], [2, 2], [3, 3])
+    blocks = pool.allocate(2) or []
+    for block, known in zip(blocks, hashes, strict=False):
+        pool.publish(block, known)
+    shared = pool.match(hashes)
+    assert shared == blocks
+    pool.check([blocks, shared])
+    pool.release(blocks)
+    assert pool.used == 2
+    pool.check([shared])
+
+
+def test_a_match_ends_at_the_first_gap() -> None:
+    pool = BlockPool(3, 2)
+    hashes = _chain([1, 1], [2, 2], [3, 3])
+    blocks = pool.allocate(3) or []
+    pool.publish(blocks[0], hashes[0])
+    pool.publish(blocks[2], hashes[2])
+    assert pool.match(hashes) == blocks[:1]
+
+
+def test_the_first_block_with_a_content_keeps_its_place() -> None:
+    pool = BlockPool(2, 2)
+    known = _chain([1, 1])[0]
+    first, second = pool.allocate(2) or []
+    pool.publish(first, known)
+    pool.publish(second, known)
+    assert pool.match([known]) == [first]
+    pool.check([[first, second], [first]])
+
+
+def test_clearing_the_cache_keeps_what_is_held() -> None:
+    pool = BlockPool(2, 2)
+    known = _chain([1, 1])[0]
+    held = pool.allocate(1) or []
+    pool.publish(held[0], known)
+    pool.clear_cache()
+    assert pool.match([known]) == []
+    pool.check([held])
+
+
+def _lose(pool: BlockPool, held: list[int]) -> list[list[int]]:
+    return [held[:-1]]
+
+
+def _share(pool: BlockPool, held: list[int]) -> list[list[int]]:
+    return [held, held]
+
+
+def _leak(pool: BlockPool, held: list[int]) -> list[list[int]]:
+    pool._free.popitem()
+    return [held]
+
+
+def _stale(pool: BlockPool, held: list[int]) -> list[list[int]]:
+    pool._block_of[b"known"] = held[0]
+    return [held]
+
+
+@pytest.mark.parametrize("fault", [_lose, _share, _leak, _stale])
+def test_check_sees_each_kind_of_loss(fault: object) -> None:
+    pool = BlockPool(4, 2)
+    held = pool.allocate(2) or []
+    pool.check([held])
+    assert callable(fault)
+    with pytest.raises(AssertionError):
+        pool.check(fault(pool, held))
+
+
+ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["start", "grow", "stop"]), st.integers(0, 5), st.integers(0, 2)), max_size=60
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ACTIONS)
+def test_no_sequence_of_actions_loses_a_block_or_serves_foreign_content(
+    actions: list[tuple[str, int, int]],
+) -> None:
+    """`written` models the memory: what a matched block holds must be what its hash stands for."""
+    pool = BlockPool(6, 1)
+    written: dict[int, bytes] = {}
+    live: list[tuple[list[int], list[bytes]]] = []
+    for kind, index, token in actions:
+        if kind == "start":
+            hashes = _chain(*([token] for _ in range(index)))
+            blocks = pool.match(hashes)
+            assert [written[block] for block in blocks] == hashes[: len(blocks)]
+            live.append((blocks, hashes[: len(blocks)]))
+        elif live and kind == "grow":
+            blocks, hashes = live[index % len(live)]
+            new = pool.allocate(1)
+            if new is not None:
+                hashes.append(block_hash(hashes[-1] if hashes else b"root", [token]))
+                written[new[0]] = hashes[-1]
+                blocks += new
+                pool.publish(new[0], hashes[-1])
+        elif live:
+            pool.release(live.pop(index % len(live))[0])
+        pool.check([blocks for blocks, _ in live])
+    for blocks, hashes in live:
+        assert [written[block] for block in blocks] == hashes
