@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import LoadResult, run_load
-from bench.process import serving
 from bench.shapes import SHAPES, make_adapter, make_base
+from server.spawn import serving
 
 ADAPTERS = 32
 

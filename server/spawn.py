@@ -1,4 +1,4 @@
-"""A real `multilora serve` process on a free port of this machine."""
+"""A real server process on this machine, for the demo, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -10,39 +10,59 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+_READY = "multilora serves "
+
+
+def start_server(
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    seconds: float = 300,
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Run `multilora serve` with `arguments` in a process session of its own; returns it and its URL.
+
+    Raises:
+        RuntimeError: it ended, or was not ready after `seconds`; the message ends with its log.
+    """
+    command = [sys.executable, "-m", "server.cli.main", "serve", *arguments]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        for line in log.read_text().splitlines():
+            if line.startswith(_READY):
+                return process, line.rpartition(" ")[2]
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    raise RuntimeError(f"the server did not start:\n{log.read_text()[-2000:]}")
+
+
+def stop_server(process: subprocess.Popen[bytes], seconds: float = 60) -> int:
+    """End a server with SIGTERM and return its exit code; after `seconds` it is killed."""
+    process.terminate()
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
 
 @contextmanager
 def serving(
-    arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, seconds: float = 300
+    arguments: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Start a server, yield its URL when it is ready, end it with SIGTERM.
-
-    Raises:
-        RuntimeError: it ended or took longer than `seconds`; the message ends with its log.
-    """
-    command = [sys.executable, "-m", "server.cli.main", "serve", "--port", "0", *arguments]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
-        )
+    """A server on a free port for the length of a `with`; yields its URL."""
+    process, url = start_server(["--port", "0", *arguments], log, environment=environment)
     try:
-        yield _wait_for_url(process, log, seconds)
+        yield url
     finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_for_url(process: subprocess.Popen[bytes], log: Path, seconds: float) -> str:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        for line in log.read_text().splitlines():
-            if line.startswith("multilora serves ") and " at http://" in line:
-                return line.rpartition(" ")[2]
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    raise RuntimeError(f"the server did not start:\n{log.read_text()[-2000:]}")
+        stop_server(process)

@@ -43,7 +43,8 @@ class KVCache:
         return keys, values
 
     def _new(self, like: Tensor) -> Tensor:
-        return torch.zeros(self.slots, *like.shape[1:], dtype=self._dtype, device=self._device)
+        # Left unwritten, so that memory is taken as it is used.
+        return torch.empty(self.slots, *like.shape[1:], dtype=self._dtype, device=self._device)
 
     @property
     def slot_bytes(self) -> int:
@@ -113,10 +114,12 @@ def _gather_single(spans: Sequence[Span], window: int | None) -> Gather:
     kept = [span.slots[-window:] if window else span.slots for span in spans]
     rows = torch.tensor([span.start for span in spans], device=kept[0].device)
     lengths = torch.tensor([len(slots) for slots in kept], device=kept[0].device)
-    slots = nn.utils.rnn.pad_sequence(kept, batch_first=True)
-    if bool((lengths == slots.shape[1]).all()):
+    width = max(len(slots) for slots in kept)
+    # Padding repeats the sequence's own first slot: one never written to may hold NaN, which no mask hides.
+    slots = torch.stack([F.pad(s, (0, width - len(s)), value=int(s[0])) for s in kept])
+    if len(spans) == 1 or bool((lengths == width).all()):
         return Gather(rows, 1, slots, None)
-    mask = torch.arange(slots.shape[1], device=slots.device) < lengths[:, None]
+    mask = torch.arange(width, device=slots.device) < lengths[:, None]
     return Gather(rows, 1, slots, mask[:, None, None, :])
 
 

@@ -79,10 +79,10 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
 
 def load_config(folder: Path) -> Any:
     """The model's configuration, refused where this server would answer wrongly."""
-    if not (folder / "config.json").is_file():
-        raise UnsupportedModel(f"{folder}: no config.json; is this a model folder?")
     if (folder / "adapter_config.json").is_file():
         raise UnsupportedModel(f"{folder} is an adapter, not a base model; pass it with --adapter NAME=PATH")
+    if not (folder / "config.json").is_file():
+        raise UnsupportedModel(f"{folder}: no config.json; is this a model folder?")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError) as error:

@@ -1,0 +1,36 @@
+# Everything happens in a virtual environment of the project's own, with pinned versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# OpenMP's workers spin while they wait; beside a second process each operation would then wait for the
+# scheduler. One thread does not collapse.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.PHONY: demo demo-stop test lint bench clean
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+demo-stop: $(READY)
+	$(BIN)/python examples/demo.py --stop
+
+test: $(READY)
+	$(TEST_ENV) $(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m bench throughput
+
+clean:
+	rm -rf $(VENV) demo-data
