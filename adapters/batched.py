@@ -46,6 +46,8 @@ def coalesce(segments: Sequence[Segment]) -> list[Segment]:
 CONCAT_RATE = 1.2e11
 SEGMENT_SECONDS = 4e-5
 
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # the integer as wide as a float, by bytes
+
 
 def prefers_segments(segments: Sequence[Segment], rank: int, width: int) -> bool:
     """Whether one product for each segment beats the concatenated form.
@@ -66,18 +68,17 @@ def prefers_segments(segments: Sequence[Segment], rank: int, width: int) -> bool
 class _Rows:
     """The adapters of one set of rows: those of all tokens, or those whose logits are computed."""
 
-    def __init__(self, segments: Sequence[Segment], pack: Pack, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, segments: Sequence[Segment], pack: Pack, width: int) -> None:
         self.segments = coalesce(segments)
         self.count = segments[-1].stop
         self.pack = pack
         self.by_segment = prefers_segments(self.segments, pack.rank, width)
-        self.dtype = dtype
         self._slots: Tensor | None = None
         self._masks: dict[int, Tensor] = {}
         self._shrunk: tuple[Tensor, int, Tensor] | None = None
 
-    def mask(self, layout: int) -> Tensor:
-        """`(rows, total rank)`: 1 where the row's adapter owns the column."""
+    def mask(self, layout: int, bits: torch.dtype) -> Tensor:
+        """`(rows, total rank)` integers: all bits set where the row's adapter owns the column, else none."""
         if layout not in self._masks:
             owners = self.pack.layouts[layout]
             if self._slots is None:
@@ -86,25 +87,30 @@ class _Rows:
                     [self.pack.slots[s.adapter.digest] if s.adapter else -1 for s in self.segments]
                 )
                 self._slots = slots.repeat_interleave(lengths).to(owners.device)
-            self._masks[layout] = (self._slots[:, None] == owners).to(self.dtype)
+            self._masks[layout] = (self._slots[:, None] == owners).to(bits).neg_()
         return self._masks[layout]
 
     def shrink(self, source: Tensor, x: Tensor, index: int, group: PackedGroup) -> Tensor:
-        """`x A^T` with foreign columns zeroed; the modules of a group share one product."""
+        """`x A^T` with foreign columns zeroed; the modules of a group share one product.
+
+        Their bits are cleared: another adapter may overflow here, and its `0 * inf` would be NaN for all.
+        """
         if self._shrunk is None or self._shrunk[0] is not source or self._shrunk[1] != index:
-            self._shrunk = (source, index, (x @ group.a.t()).mul_(self.mask(group.layout)))
+            shrunk = x @ group.a.t()
+            bits = _BITS[shrunk.element_size()]
+            shrunk.view(bits).bitwise_and_(self.mask(group.layout, bits))
+            self._shrunk = (source, index, shrunk)
         return self._shrunk[2]
 
 
 class AdapterBatch:
     """The adapters of the step in flight, shared by all `BatchedLinear`s of one model."""
 
-    def __init__(self, groups: Groups, widths: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(self, groups: Groups, widths: Sequence[int]) -> None:
         """`widths`: input plus output features of each group, for choosing between the two forms."""
         self.groups = groups
         self.use_merged = False
         self._width = max(widths, default=1)
-        self._dtype = dtype
         self._pack: Pack | None = None
         self._tokens: _Rows | None = None
         self._logits: _Rows | None = None
@@ -116,8 +122,8 @@ class AdapterBatch:
             self._tokens = self._logits = None
             return
         pack = self._pack_for(active)
-        self._tokens = _Rows(tokens, pack, self._width, self._dtype)
-        self._logits = _Rows(logits, pack, self._width, self._dtype) if logits else None
+        self._tokens = _Rows(tokens, pack, self._width)
+        self._logits = _Rows(logits, pack, self._width) if logits else None
 
     def end(self) -> None:
         """Forget the step; the concatenation is kept for the next one."""

@@ -8,6 +8,7 @@ for rank-stabilised LoRA (arXiv 2312.03732).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,3 +46,8 @@ class AdapterWeights:
     @property
     def max_rank(self) -> int:
         return max((delta.rank for delta in self.deltas.values()), default=0)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """NaN and infinity survive a sum, which is ten times faster than looking at each value."""
+    return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())

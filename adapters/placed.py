@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.delta import AdapterWeights
+from adapters.delta import AdapterWeights, all_finite
+from adapters.errors import InvalidAdapter
 
 Groups = Sequence[tuple[str, ...]]
 """Module names that share an input, in the order in which the model calls them."""
@@ -62,6 +63,9 @@ def place(weights: AdapterWeights, groups: Groups, dtype: torch.dtype, *, pin: b
     """Put `weights` into computing form on the CPU (`pin`: in page-locked memory).
 
     The scale goes into `B` before the cast, so the cast rounds the product once.
+
+    Raises:
+        InvalidAdapter: a value is too large for `dtype`; as an infinity it would reach other rows of a step.
     """
     placed: dict[int, PlacedGroup] = {}
     nbytes = 0
@@ -84,9 +88,13 @@ def _place_group(
         if delta is None:
             parts.append(None)
             continue
-        bt = (delta.b.float() * delta.scale).t().to(dtype).contiguous()
+        a, bt = delta.a.to(dtype), (delta.b.float() * delta.scale).t().to(dtype).contiguous()
+        if not (all_finite(a) and all_finite(bt)):
+            raise InvalidAdapter(
+                f"adapter {weights.digest[:12]}: {name} has values too large for the base's {dtype}"
+            )
         parts.append(PlacedPart(row, row + delta.rank, bt.pin_memory() if pin else bt))
-        stacked.append(delta.a.to(dtype))
+        stacked.append(a)
         row += delta.rank
     if not stacked:
         return None

@@ -1,0 +1,88 @@
+"""The concatenation of adapters holds each adapter's own columns and no others."""
+
+from __future__ import annotations
+
+import torch
+
+from adapters.delta import AdapterWeights, ModuleDelta
+from adapters.pack import Pack
+from adapters.placed import PlacedAdapter, place
+
+GROUPS = [("q", "k"), ("o",), ("up",)]
+SIZES = {"q": (6, 8), "k": (6, 4), "o": (8, 6), "up": (6, 10)}
+
+
+def _adapter(digest: str, ranks: dict[str, int]) -> PlacedAdapter:
+    generator = torch.Generator().manual_seed(sum(digest.encode()))
+    deltas = {
+        name: ModuleDelta(
+            torch.randn(rank, SIZES[name][0], generator=generator),
+            torch.randn(SIZES[name][1], rank, generator=generator),
+            0.5,
+        )
+        for name, rank in ranks.items()
+    }
+    return place(AdapterWeights(digest, deltas), GROUPS, torch.float32)
+
+
+A = _adapter("a", {"q": 2, "k": 3, "o": 1})
+B = _adapter("b", {"k": 4})
+C = _adapter("c", {"q": 1, "o": 5})
+
+
+def _product(adapter: PlacedAdapter, group: int, member: int) -> torch.Tensor | None:
+    own = adapter.groups.get(group)
+    part = own.parts[member] if own else None
+    return own.a[part.start : part.stop].t() @ part.bt if own and part else None
+
+
+def test_own_columns_give_the_adapters_product_and_nothing_else() -> None:
+    pack = Pack([A, B, C])
+    for index, names in enumerate(GROUPS):
+        for member in range(len(names)):
+            for adapter in (A, B, C):
+                expected = _product(adapter, index, member)
+                packed = pack.groups.get(index)
+                part = packed.parts[member] if packed else None
+                if packed is None or part is None:
+                    assert expected is None
+                    continue
+                owners = pack.layouts[packed.layout][part.start : part.stop]
+                own = owners == pack.slots[adapter.digest]
+                assert bool(own.any()) == (expected is not None)
+                if expected is not None:
+                    got = packed.a[part.start : part.stop][own].t() @ part.bt[own]
+                    assert torch.allclose(got, expected)
+
+
+def test_a_group_or_module_that_no_adapter_touches_is_absent() -> None:
+    pack = Pack([A, B, C])
+    assert set(pack.groups) == {0, 1}
+    assert Pack([B]).groups[0].parts[0] is None
+    assert Pack([B, _adapter("d", {"k": 1})]).groups[0].parts[0] is None
+
+
+def test_nothing_is_padded() -> None:
+    pack = Pack([A, B, C])
+    assert pack.groups[0].a.shape[0] == 2 + 1 + 3 + 4
+    assert pack.groups[1].a.shape[0] == 1 + 5
+    assert pack.rank == 10
+
+
+def test_one_adapter_is_not_copied() -> None:
+    pack = Pack([A])
+    assert pack.groups[0].a is A.groups[0].a
+    assert pack.nbytes == 0
+    assert Pack([A, B]).nbytes == A.nbytes + B.nbytes
+
+
+def test_equal_layouts_are_shared() -> None:
+    twins = [_adapter(digest, {"q": 2, "o": 2}) for digest in "xy"]
+    pack = Pack(twins)
+    assert len(pack.layouts) == 1
+    assert pack.groups[0].layout == pack.groups[1].layout
+
+
+def test_no_adapters_that_touch_anything_make_an_empty_pack() -> None:
+    pack = Pack([place(AdapterWeights("none", {}), GROUPS, torch.float32)])
+    assert (pack.groups, pack.rank) == ({}, 0)

@@ -1,0 +1,86 @@
+"""Placing keeps the numbers: scaled, cast once, and grouped by shared input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adapters.delta import AdapterWeights, ModuleDelta
+from adapters.errors import AdapterError
+from adapters.placed import place
+
+GROUPS = [("q", "k", "v"), ("o",), ("up",)]
+
+
+def _delta(rank: int, inputs: int, outputs: int, scale: float, seed: int) -> ModuleDelta:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(rank, inputs, generator=generator)
+    return ModuleDelta(a, torch.randn(outputs, rank, generator=generator), scale)
+
+
+DELTAS = {"q": _delta(2, 6, 8, 0.5, 0), "v": _delta(3, 6, 4, 2.0, 1), "up": _delta(1, 6, 10, 1.0, 2)}
+WEIGHTS = AdapterWeights("d", DELTAS)
+
+
+def test_each_part_is_its_modules_delta() -> None:
+    placed = place(WEIGHTS, GROUPS, torch.float32)
+    assert placed.digest == "d"
+    assert set(placed.groups) == {0, 2}
+    for index, group in placed.groups.items():
+        for name, part in zip(GROUPS[index], group.parts, strict=True):
+            if name not in DELTAS:
+                assert part is None
+                continue
+            assert part is not None
+            delta = DELTAS[name]
+            got = (group.a[part.start : part.stop].t() @ part.bt).t()
+            assert torch.allclose(got, delta.scale * delta.b @ delta.a, atol=1e-6)
+
+
+def test_parts_tile_the_stacked_matrix() -> None:
+    group = place(WEIGHTS, GROUPS, torch.float32).groups[0]
+    edges = [(part.start, part.stop) for part in group.parts if part]
+    assert edges == [(0, 2), (2, 5)]
+    assert group.a.shape == (5, 6)
+
+
+def test_the_scale_is_applied_before_the_one_rounding() -> None:
+    delta = DELTAS["q"]
+    part = place(WEIGHTS, GROUPS, torch.bfloat16).groups[0].parts[0]
+    assert part is not None
+    assert torch.equal(part.bt, (delta.b * delta.scale).t().bfloat16())
+
+
+def test_counts_its_bytes() -> None:
+    placed = place(WEIGHTS, GROUPS, torch.bfloat16)
+    numbers = 2 * (6 + 8) + 3 * (6 + 4) + 1 * (6 + 10)
+    assert placed.nbytes == 2 * numbers
+    tensors = [t for group in placed.groups.values() for t in (group.a, *(p.bt for p in group.parts if p))]
+    assert placed.nbytes == sum(tensor.nbytes for tensor in tensors)
+
+
+def test_keeps_no_tie_to_the_weights_it_was_made_from() -> None:
+    weights = AdapterWeights("d", {"o": _delta(2, 8, 6, 1.0, 4)})
+    placed = place(weights, GROUPS, torch.float32)
+    part = placed.groups[1].parts[0]
+    assert part is not None
+    a, bt = placed.groups[1].a.clone(), part.bt.clone()
+    weights.deltas["o"].a.zero_()
+    weights.deltas["o"].b.zero_()
+    assert torch.equal(placed.groups[1].a, a)
+    assert torch.equal(part.bt, bt)
+
+
+def test_moves_to_a_device_whole() -> None:
+    moved = place(WEIGHTS, GROUPS, torch.float32).to(torch.device("meta"))
+    assert {group.a.device.type for group in moved.groups.values()} == {"meta"}
+    assert {part.bt.device.type for g in moved.groups.values() for part in g.parts if part} == {"meta"}
+    assert (moved.digest, moved.nbytes) == ("d", place(WEIGHTS, GROUPS, torch.float32).nbytes)
+
+
+@pytest.mark.parametrize(("a", "b", "scale"), [(1e30, 1.0, 1.0), (1.0, 1e30, 1.0), (1.0, 1e4, 100.0)])
+def test_values_that_the_type_of_the_base_cannot_hold_are_refused(a: float, b: float, scale: float) -> None:
+    """An infinity would reach neighbours as `0 * inf`, which is NaN."""
+    delta = ModuleDelta(torch.full((2, 6), a), torch.full((8, 2), b), scale)
+    with pytest.raises(AdapterError, match=r"o\b.*float16"):
+        place(AdapterWeights("d" * 64, {"o": delta}), GROUPS, torch.float16)
