@@ -105,6 +105,7 @@ class Residency:
         self._loading: set[str] = set()
         self._failed: dict[str, AdapterError] = {}
         self._waiting: dict[str, PlacedAdapter] = {}
+        self._forgotten: set[str] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
         self.loads = 0
         self.load_seconds = 0.0
@@ -115,7 +116,9 @@ class Residency:
         While a loaded adapter waits for room nothing more is read: it could only wait as well.
         """
         with self._lock:
-            if self.host.get(digest) or digest in self._loading or self._waiting:
+            self._forgotten.discard(digest)
+            there = self.device.get(digest) or self.host.get(digest)
+            if there or digest in self._loading or self._waiting:
                 return
             self._failed.pop(digest, None)
             self._loading.add(digest)
@@ -157,6 +160,13 @@ class Residency:
             for waiting in list(self._waiting.values()):
                 if self.host.put(waiting):
                     del self._waiting[waiting.digest]
+
+    def forget(self, digest: str) -> None:
+        """Nobody wants an adapter any more: if it waits for room, it must not keep others from being read."""
+        with self._lock:
+            self._waiting.pop(digest, None)
+            if digest in self._loading:
+                self._forgotten.add(digest)
 
     def lacks_room(self, digest: str) -> bool:
         """Whether an adapter is loaded and only waits for leased ones to make room."""
@@ -208,6 +218,7 @@ class Residency:
             elif placed is not None:
                 self.loads += 1
                 # With every byte leased it waits outside the tier for the next acquire that finds room.
-                if not self.host.put(placed):
+                if not self.host.put(placed) and digest not in self._forgotten:
                     self._waiting = {digest: placed}
+            self._forgotten.discard(digest)
         self.on_ready()

@@ -52,7 +52,13 @@ class Scheduler:
             self._stop(sequence)
         else:
             self.queue.take(sequence)
+            self._forget_adapter(sequence.request.adapter)
         self.queue.leave(sequence)
+
+    def _forget_adapter(self, digest: str | None) -> None:
+        """The last sequence that waited for an adapter is gone: so is its claim to room."""
+        if digest and all(other.request.adapter != digest for other in self.queue.waiting()):
+            self.residency.forget(digest)
 
     def schedule(self) -> tuple[Plan, list[tuple[Sequence, AdapterError]]]:
         """The next step, and the sequences whose adapter could not be loaded (already removed)."""
@@ -122,7 +128,7 @@ class Scheduler:
         starved: list[Sequence] = []
         while room > 0 and len(self.running) < self._max_running:
             sequence = next((s for s in self.queue.heads() if s.turn not in skipped), None)
-            if sequence is None or self.pool.free < sequence.blocks_for(len(sequence.tokens) + 1):
+            if sequence is None or self.pool.free < self._blocks_to_start(sequence):
                 break
             try:
                 ready = not self._deferred(sequence) and self._lease(sequence)
@@ -142,6 +148,10 @@ class Scheduler:
             self._start(sequence)
             room -= self._prefill(sequence, room, plan)
         return failed
+
+    def _blocks_to_start(self, sequence: Sequence) -> int:
+        """Room for all its tokens and the next one, if it may have a next one."""
+        return sequence.blocks_for(min(len(sequence.tokens) + 1, self.pool.total * self.pool.block_size))
 
     def _lease(self, sequence: Sequence) -> bool:
         if sequence.request.adapter:

@@ -1,0 +1,62 @@
+"""A merged weight is a new one, computed in float32 from the pristine base."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adapters.batched import AdapterBatch, BatchedLinear
+from adapters.delta import AdapterWeights, ModuleDelta
+from adapters.merge import build_merged, merged_weight
+
+GENERATOR = torch.Generator().manual_seed(0)
+WEIGHT = torch.randn(6, 4, generator=GENERATOR)
+BIAS = torch.randn(6, generator=GENERATOR)
+DELTA = ModuleDelta(torch.randn(2, 4, generator=GENERATOR), torch.randn(6, 2, generator=GENERATOR), 0.7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_is_rounded_once(dtype: torch.dtype) -> None:
+    weight = WEIGHT.to(dtype)
+    exact = weight.double() + 0.7 * DELTA.b.double() @ DELTA.a.double()
+    merged = merged_weight(weight, DELTA)
+    assert merged.dtype == dtype
+    step = torch.finfo(dtype).eps
+    assert torch.allclose(merged.double(), exact, atol=1e-6, rtol=0.51 * step + 1e-6)
+
+
+def test_leaves_the_base_and_the_adapter_as_they_were() -> None:
+    before = [tensor.clone() for tensor in (WEIGHT, DELTA.a, DELTA.b)]
+    merged_weight(WEIGHT, DELTA).zero_()
+    assert all(torch.equal(*pair) for pair in zip((WEIGHT, DELTA.a, DELTA.b), before, strict=True))
+
+
+def _layers() -> list[BatchedLinear]:
+    batch = AdapterBatch([("q",), ("k",)], [10, 10])
+    return [BatchedLinear(name, WEIGHT, BIAS, batch, i, 0, False) for i, name in enumerate("qk")]
+
+
+def test_every_targeted_layer_gets_a_merged_copy_with_its_bias() -> None:
+    layers = _layers()
+    nbytes = build_merged(layers, AdapterWeights("d", {"q": DELTA}))
+    assert nbytes == WEIGHT.nbytes
+    assert layers[1].merged is None
+    assert layers[0].merged is not None
+    x = torch.randn(3, 4, generator=GENERATOR)
+    expected = x @ (WEIGHT + 0.7 * DELTA.b @ DELTA.a).t() + BIAS
+    assert torch.allclose(layers[0].merged(x), expected, atol=1e-5)
+    assert torch.equal(layers[0].weight, WEIGHT)
+
+
+def test_merging_another_replaces_the_first_from_the_pristine_base() -> None:
+    """Thirty merges one after the other leave what one alone gives, bit for bit."""
+    layers = _layers()
+    build_merged(layers, AdapterWeights("d", {"q": DELTA}))
+    assert layers[0].merged is not None
+    first = layers[0].merged.weight()
+    for _ in range(30):
+        build_merged(layers, AdapterWeights("e", {"k": DELTA, "q": ModuleDelta(DELTA.a, DELTA.b, 9.0)}))
+        build_merged(layers, AdapterWeights("d", {"q": DELTA}))
+    assert layers[1].merged is None
+    assert torch.equal(layers[0].merged.weight(), first)
+    assert all(torch.equal(layer.weight, WEIGHT) for layer in layers)

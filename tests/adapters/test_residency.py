@@ -1,0 +1,302 @@
+"""Tiers under a byte budget: leases hold, the least recently used goes, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from adapters.delta import AdapterWeights, ModuleDelta
+from adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter
+from adapters.placed import PlacedAdapter, place
+from adapters.residency import Residency, Tier
+
+CPU = torch.device("cpu")
+SIZE = 4 * (4 + 4)  # bytes of an adapter of rank 1 on a 4 by 4 layer
+
+
+def _weights(digest: str) -> AdapterWeights:
+    """Rank 1, or as many as the digit at the end of the digest says."""
+    rank = int(digest[-1]) if digest[-1].isdigit() else 1
+    return AdapterWeights(digest, {"m": ModuleDelta(torch.ones(rank, 4), torch.ones(4, rank), 1.0)})
+
+
+def _place(weights: AdapterWeights) -> PlacedAdapter:
+    return place(weights, [("m",)], torch.float32)
+
+
+class Disk:
+    """Counts reads, and can be held up or made to fail."""
+
+    def __init__(self) -> None:
+        self.reads: list[str] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.broken: dict[str, Exception] = {}
+
+    def __call__(self, digest: str) -> AdapterWeights:
+        self.reads.append(digest)
+        assert self.open.wait(20)
+        if digest in self.broken:
+            raise self.broken[digest]
+        return _weights(digest)
+
+
+@contextmanager
+def _residency(
+    adapters: float, disk: Disk | None = None, device: torch.device = CPU, host: float = 100
+) -> Iterator[Residency]:
+    """A residency with room for so many adapters of rank 1."""
+    residency = Residency(disk or Disk(), _place, device, int(adapters * SIZE), int(host * SIZE))
+    try:
+        yield residency
+    finally:
+        residency.close()
+
+
+def _until(done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline, "it never comes"
+        time.sleep(0.001)
+
+
+def _settle(residency: Residency) -> None:
+    _until(lambda: not residency._loading)
+
+
+def _lease(residency: Residency, digest: str) -> PlacedAdapter:
+    got: list[PlacedAdapter] = []
+
+    def tried() -> bool:
+        adapter = residency.acquire(digest)
+        got.extend([adapter] if adapter else [])
+        return bool(got)
+
+    _until(tried)
+    return got[0]
+
+
+def test_a_tier_evicts_the_least_recently_used() -> None:
+    tier = Tier(2 * SIZE)
+    for digest in "ab":
+        assert tier.put(_place(_weights(digest)))
+    assert tier.get("a")
+    assert tier.put(_place(_weights("c")))
+    assert [*tier.items] == ["a", "c"]
+    assert (tier.bytes, tier.evictions) == (2 * SIZE, 1)
+
+
+def test_a_tier_never_evicts_what_is_leased_and_then_evicts_nothing() -> None:
+    tier = Tier(2 * SIZE)
+    for digest in "ab":
+        tier.put(_place(_weights(digest)))
+    tier.lease("a")
+    tier.lease("a")
+    assert not tier.put(_place(_weights("x2")))
+    assert [*tier.items] == ["a", "b"]
+    assert tier.put(_place(_weights("c")))
+    assert [*tier.items] == ["a", "c"]
+    tier.release("a")
+    assert tier.leases == {"a": 1}
+    tier.release("a")
+    assert tier.leases == {}
+    assert tier.put(_place(_weights("x2")))
+    assert [*tier.items] == ["x2"]
+
+
+def test_loads_in_the_background_and_leases() -> None:
+    disk = Disk()
+    with _residency(2, disk) as residency:
+        disk.open.clear()
+        started = time.monotonic()
+        assert residency.acquire("a") is None
+        assert residency.acquire("a") is None
+        assert time.monotonic() - started < 1
+        assert residency.state("a") == "disk"
+        disk.open.set()
+        adapter = _lease(residency, "a")
+        assert adapter.digest == "a"
+        assert residency.state("a") == "device"
+        assert residency.acquire("a") is adapter
+        assert residency.device.leases == {"a": 2}
+        assert disk.reads == ["a"]
+        assert residency.loads == 1
+
+
+def test_more_adapters_than_fit_come_and_go() -> None:
+    disk = Disk()
+    with _residency(2, disk) as residency:
+        for digest in "abcabc":
+            assert _lease(residency, digest).digest == digest
+            residency.release(digest)
+            assert residency.device.bytes <= residency.device.budget
+        assert disk.reads == [*"abcabc"]
+        assert residency.device.evictions == 4
+
+
+def test_a_loaded_adapter_waits_for_leased_ones_and_then_gets_their_room() -> None:
+    with _residency(1) as residency:
+        _lease(residency, "a")
+        residency.prefetch("b")
+        _settle(residency)
+        assert residency.acquire("b") is None
+        assert residency.lacks_room("b")
+        assert residency.state("b") == "disk"
+        assert residency.device.bytes == SIZE
+        residency.release("a")
+        assert residency.acquire("b") is not None
+        assert residency.state("a") == "disk"
+
+
+def test_one_that_nobody_wants_any_more_does_not_bar_the_way() -> None:
+    """The request for `b` went away while `a` is leased without a pause; `c` must still be read."""
+    disk = Disk()
+    with _residency(1, disk) as residency:
+        _lease(residency, "a")
+        residency.prefetch("b")
+        _settle(residency)
+        residency.forget("b")
+        assert not residency.lacks_room("b")
+        residency.prefetch("c")
+        _settle(residency)
+        assert disk.reads == [*"abc"]
+        assert residency.lacks_room("c")
+
+
+def test_an_adapter_larger_than_the_whole_budget_is_an_error_that_says_so() -> None:
+    with _residency(2) as residency:
+        residency.prefetch("big3")
+        _settle(residency)
+        with pytest.raises(AdapterTooLarge, match="--adapter-memory-gb"):
+            residency.acquire("big3")
+        assert residency.device.bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(InvalidAdapter("bad"), "^bad$"), (OSError("gone"), "could not be loaded: gone")]
+)
+def test_a_failed_load_is_told_once_and_then_tried_again(raised: Exception, expected: str) -> None:
+    disk = Disk()
+    disk.broken["a"] = raised
+    with _residency(2, disk) as residency:
+        residency.prefetch("a")
+        _settle(residency)
+        with pytest.raises(AdapterError, match=expected):
+            residency.acquire("a")
+        disk.broken.clear()
+        assert _lease(residency, "a").digest == "a"
+
+
+def test_a_new_request_does_not_get_an_old_failure() -> None:
+    disk = Disk()
+    disk.broken["a"] = InvalidAdapter("bad")
+    with _residency(2, disk) as residency:
+        residency.prefetch("a")
+        _settle(residency)
+        disk.broken.clear()
+        residency.prefetch("a")
+        assert _lease(residency, "a").digest == "a"
+
+
+def test_every_load_is_announced_however_it_ends() -> None:
+    disk = Disk()
+    disk.broken["b"] = InvalidAdapter("bad")
+    calls: list[int] = []
+    with _residency(2, disk) as residency:
+        residency.on_ready = lambda: calls.append(1)
+        for digest in "ab":
+            residency.prefetch(digest)
+        _until(lambda: len(calls) == 2)
+
+
+def test_evict_drops_all_but_the_leased() -> None:
+    with _residency(2) as residency:
+        _lease(residency, "a")
+        assert not residency.evict("a")
+        assert residency.state("a") == "device"
+        residency.release("a")
+        assert residency.evict("a")
+        assert residency.state("a") == "disk"
+        assert residency.device.bytes == 0
+        assert residency.evict("never seen")
+
+
+def test_two_tiers_keep_more_on_the_host_than_on_the_device() -> None:
+    disk = Disk()
+    with _residency(1, disk, torch.device("meta"), host=2) as residency:
+        for digest in "ab":
+            assert _lease(residency, digest).groups[0].a.device.type == "meta"
+            residency.release(digest)
+        assert [residency.state(digest) for digest in "ab"] == ["host", "device"]
+        _lease(residency, "a")
+        assert disk.reads == [*"ab"]  # it came from the host
+        residency.release("a")
+        assert residency.evict("a")
+        assert residency.state("a") == "disk"
+
+
+def test_what_is_on_the_device_is_not_read_again() -> None:
+    disk = Disk()
+    with _residency(3, disk, torch.device("meta"), host=1) as residency:
+        for digest in "abc":
+            _lease(residency, digest)
+        assert [residency.state(digest) for digest in "abc"] == ["device"] * 3
+        for digest in "abc":
+            residency.prefetch(digest)
+        _settle(residency)
+        assert disk.reads == [*"abc"]
+
+
+def test_any_interleaving_from_many_threads_keeps_the_books() -> None:
+    disk = Disk()
+    with _residency(2, disk) as residency:
+        failures: list[Exception] = []
+
+        def work(offset: int) -> None:
+            try:
+                for turn in range(40):
+                    digest = "abcde"[(turn * 3 + offset) % 5]
+                    adapter = residency.acquire(digest)
+                    if adapter is not None:
+                        assert adapter.digest == digest
+                        assert residency.device.items[digest] is adapter
+                        residency.release(digest)
+                    residency.evict("abcde"[turn % 5])
+                    time.sleep(0.0003)
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(offset,)) for offset in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+        _settle(residency)
+        assert residency.device.leases == {}
+        assert residency.device.bytes == sum(a.nbytes for a in residency.device.items.values())
+        assert residency.device.bytes <= residency.device.budget
+
+
+def test_one_forgotten_while_it_is_read_does_not_wait_either() -> None:
+    disk = Disk()
+    with _residency(1, disk) as residency:
+        _lease(residency, "a")
+        disk.open.clear()
+        residency.prefetch("b")
+        residency.forget("b")
+        disk.open.set()
+        _settle(residency)
+        assert not residency.lacks_room("b")
+        disk.open.clear()
+        residency.prefetch("c")
+        residency.forget("c")
+        residency.prefetch("c")  # wanted again after all
+        disk.open.set()
+        _settle(residency)
+        assert residency.lacks_room("c")
