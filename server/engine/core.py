@@ -69,6 +69,7 @@ class EngineCore:
         self._decoder = decoder
         self._end_tokens = end_tokens
         self._live: dict[str, Sequence] = {}
+        self._failed: Results = []
         self._prompt_tokens = 0
         self._generated_tokens = 0
         self._steps = 0
@@ -115,13 +116,16 @@ class EngineCore:
         """Run one step. Returns what it added to each sequence; empty if nothing could run yet."""
         started = time.perf_counter()
         plan, failed = self.scheduler.schedule()
-        results: Results = []
         for sequence, error in failed:
             del self._live[sequence.request.request_id]
-            results.append((sequence.request.request_id, error))
+            self._failed.append((sequence.request.request_id, error))
+        results: Results = []
         if plan:
             results += self._run(plan)
             self._account(plan, time.perf_counter() - started)
+        # Kept until here: if this step broke, the next one tells of them.
+        results += self._failed
+        self._failed = []
         return results
 
     def _run(self, plan: Plan) -> Results:
@@ -157,9 +161,12 @@ class EngineCore:
         known = len(sequence.prompt_logprobs)
         if top is None or known >= sequence.prompt_length:
             return
-        count = min(rows.stop - rows.start, sequence.prompt_length - known)
-        targets = sequence.tokens[known : known + count]
-        sequence.prompt_logprobs += sampler.logprobs(logits[rows.start : rows.start + count], targets, top)
+        # After a preemption the prompt is computed again from its start: rows that were scored come twice.
+        first = rows.start + known - 1 - (sequence.computed - (rows.stop - rows.start))
+        count = min(rows.stop - first, sequence.prompt_length - known)
+        if count > 0:
+            targets = sequence.tokens[known : known + count]
+            sequence.prompt_logprobs += sampler.logprobs(logits[first : first + count], targets, top)
 
     def _append(self, sequence: Sequence, token: int, scores: list[TokenLogprob] | None) -> GenerationOutput:
         p = sequence.request.sampling

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TypeVar
 
 from server.engine.core import EngineCore, Result, Results
@@ -85,6 +86,8 @@ class Engine:
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function(self._core))
             except BaseException as error:
@@ -133,17 +136,22 @@ class Engine:
                 commands = [self._commands.popleft() for _ in range(len(self._commands))]
             for command in commands:
                 command()
-            steps = self._stats.steps
+            failed = False
             try:
                 results = self._core.step()
-                failures = 0
             except Exception:
                 log.exception("an engine step failed; its requests are answered with an error")
-                failures += 1
                 results = self._fail_all()
+                failed = True
+            stats = self._core.stats()
+            ran = stats.steps > self._stats.steps
+            if failed:
+                failures += 1
+            elif ran:  # a step with nothing to run proves nothing
+                failures = 0
             self._healthy = failures < _FAILURES
-            self._stats = self._core.stats(healthy=self._healthy)
-            idle = not results and self._stats.steps == steps
+            self._stats = replace(stats, healthy=self._healthy)
+            idle = not results and not ran
             self._deliver(results)
 
     def _fail_all(self) -> Results:
