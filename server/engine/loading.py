@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from adapters.linear import can_pack
@@ -127,15 +128,27 @@ def context_length(config: Any) -> int:
 
 
 def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model in evaluation mode with stock attention, frozen."""
+    """The model in evaluation mode with stock attention, frozen.
+
+    Raises:
+        UnsupportedModel: the weights can't be read, or are not all there.
+    """
     if not hasattr(config, "use_cache"):
         config.use_cache = False
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
+    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise UnsupportedModel(f"{folder}: {str(error).strip().splitlines()[0]}") from error
+    if found["missing_keys"]:  # they would be random numbers
+        missing = sorted(found["missing_keys"])
+        raise UnsupportedModel(f"{folder}: its weights lack {len(missing)} tensors, such as {missing[0]}")
     model.eval().requires_grad_(False)
     return cast(PreTrainedModel, model.to(device))
 
