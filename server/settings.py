@@ -1,12 +1,13 @@
 """Every setting of the server, in one typed class.
 
 Each field is a flag of `multilora serve` (`max_model_len` is `--max-model-len`) and an environment variable
-(`MULTILORA_MAX_MODEL_LEN`). A flag wins over the environment.
+(`MULTILORA_MAX_MODEL_LEN`). A flag wins over the environment; an empty variable is one that is not set.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 GIB = 1024**3
 MIB = 1024**2
+ENV_PREFIX = "MULTILORA_"
 
 
 def default_data_dir() -> Path:
@@ -26,7 +28,9 @@ def default_data_dir() -> Path:
 class Settings(BaseSettings):
     """Settings of one server process. Values are validated before anything is loaded."""
 
-    model_config = SettingsConfigDict(env_prefix="MULTILORA_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
     model: str | None = Field(
         None, description="base model: a folder or a hub id (default: the shipped base)"
@@ -88,5 +92,11 @@ class Settings(BaseSettings):
         for entry in value:
             name, _, path = entry.partition("=")
             if not name or not path:
-                raise ValueError(f"--adapter takes NAME=PATH, not {entry!r}")
+                raise ValueError(f"takes NAME=PATH, not {entry!r}")
         return value
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """Names that look like settings and are none, such as a misspelt one."""
+    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
+    return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)

@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         for problem in error.errors():
             field = str(problem["loc"][0]) if problem["loc"] else ""
-            print(f"multilora: --{field.replace('_', '-')}: {problem['msg']}", file=sys.stderr)
+            print(
+                f"multilora: --{field.replace('_', '-')}: {problem['msg'].removeprefix('Value error, ')}",
+                file=sys.stderr,
+            )
         return 2
     except KeyboardInterrupt:
         return 130

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from server.cli.threads import set_threads
-from server.settings import Settings
+from server.settings import Settings, unknown_variables
 
 Verbs = Any  # argparse does not export the type of add_subparsers()
 
@@ -30,13 +31,23 @@ def add_parser(verbs: Verbs) -> None:
             shown = "" if field.default is None or field.is_required() else f" (default: {field.default})"
             if field.default_factory is not None or "default:" in text:
                 shown = ""
-            parser.add_argument(flag, default=argparse.SUPPRESS, metavar=name.upper(), help=text + shown)
+            parser.add_argument(
+                flag, default=argparse.SUPPRESS, metavar=choices(name) or name.upper(), help=text + shown
+            )
     parser.set_defaults(run=run)
+
+
+def choices(name: str) -> str:
+    """`auto|cpu|cuda` for a setting that takes one of a few words, else nothing."""
+    annotation = Settings.model_fields[name].annotation
+    return "|".join(get_args(annotation)) if get_origin(annotation) is Literal else ""
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal. Returns 0 after a drain, 1 when the server can't start."""
     given = {name: value for name, value in vars(arguments).items() if name in Settings.model_fields}
+    for variable in unknown_variables(os.environ):
+        print(f"multilora: warning: {variable} is ignored: there is no such setting", file=sys.stderr)
     settings = Settings(**given)
     set_threads(settings.threads)
     from server import launch  # torch reads the thread settings when it is imported

@@ -1,0 +1,107 @@
+"""The tables of the operator's guide that come from the code.
+
+python -m server.cli.reference docs/operations.md      writes them between their markers
+
+A test fails when the page has others than the code gives.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from server.cli.serve import choices
+from server.engine.stats import EngineStats
+from server.metrics import Metrics
+from server.settings import ENV_PREFIX, Settings
+
+
+def settings_table() -> str:
+    """Each setting: flag, environment variable, default, meaning."""
+    rows = ["| Flag | Environment variable | Default | Meaning |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        words = choices(name).replace("|", ", ")
+        meaning = f"{field.description}{f': {words}' if words else ''}"
+        flag, variable = f"--{name.replace('_', '-')}", f"{ENV_PREFIX}{name.upper()}"
+        rows.append(f"| `{flag}` | `{variable}` | {_default(name)} | {meaning} |")
+    return "\n".join(rows)
+
+
+def _default(name: str) -> str:
+    field = Settings.model_fields[name]
+    if field.default_factory is not None:
+        return (field.default_factory.__doc__ or "").rstrip(".")
+    if field.annotation is bool:
+        return "on" if field.default else "off"
+    return "" if field.default in (None, ()) else f"`{field.default}`"
+
+
+def metrics_table() -> str:
+    """Each metric of `/metrics` as Prometheus names it: kind, labels, meaning."""
+    metrics = Metrics(_nothing_yet, "base", 1)
+    metrics.count("base", "success")
+    metrics.uploads.labels("created")
+    rows = ["| Metric | Kind | Labels | Meaning |", "|---|---|---|---|"]
+    for family in metrics.registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+        shown = ", ".join(f"`{label}`" for label in labels)
+        rows.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
+    return "\n".join(rows)
+
+
+def _nothing_yet() -> EngineStats:
+    return EngineStats(
+        running=0,
+        waiting=0,
+        kv_blocks_used=0,
+        kv_blocks_total=0,
+        prefix_queries=0,
+        prefix_hits=0,
+        preemptions=0,
+        prompt_tokens=0,
+        generated_tokens=0,
+        steps=0,
+        step_seconds=0.0,
+        adapters_running=(),
+        adapters_waiting=(),
+        adapters_device=0,
+        adapters_host=0,
+        adapter_bytes_device=0,
+        adapter_bytes_host=0,
+        adapter_budget_bytes=0,
+        adapter_loads=0,
+        adapter_evictions=0,
+        adapter_load_seconds=0.0,
+        healthy=True,
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {"settings": settings_table, "metrics": metrics_table}
+
+
+def fill(text: str) -> str:
+    """`text` with each table between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+
+    Raises:
+        ValueError: a pair of markers is missing.
+    """
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        parts = re.split(f"{re.escape(begin)}.*?{re.escape(end)}", text, flags=re.DOTALL)
+        if len(parts) != 2:
+            raise ValueError(f"expected {begin} ... {end} once, found it {len(parts) - 1} times")
+        text = f"{parts[0]}{begin}\n{table()}\n{end}{parts[1]}"
+    return text
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Rewrite the pages that are named."""
+    for page in map(Path, arguments):
+        page.write_text(fill(page.read_text()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
