@@ -188,9 +188,9 @@ def test_chooses_device_and_type(monkeypatch: pytest.MonkeyPatch) -> None:
     full, half = SimpleNamespace(dtype=torch.float32), SimpleNamespace(dtype=torch.float16)
     assert loading.choose_dtype("float16", full, CPU) == torch.float16
     assert loading.choose_dtype("auto", full, CPU) == torch.float32
-    monkeypatch.setattr(loading, "can_pack", lambda weight: True)
+    monkeypatch.setattr(loading, "has_fast_bfloat16", lambda: True)
     assert loading.choose_dtype("auto", half, CPU) == torch.bfloat16
-    monkeypatch.setattr(loading, "can_pack", lambda weight: False)
+    monkeypatch.setattr(loading, "has_fast_bfloat16", lambda: False)
     assert loading.choose_dtype("auto", half, CPU) == torch.float32
     assert loading.choose_dtype("auto", full, torch.device("cuda")) == torch.bfloat16
     assert loading.choose_dtype("auto", half, torch.device("cuda")) == torch.float16
