@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from adapters.linear import can_pack
+from adapters.linear import has_fast_bfloat16
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -74,8 +74,8 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
     stored = getattr(config, "dtype", None) or torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if stored == torch.float32 else stored
-    fast_bf16 = can_pack(torch.empty(0, dtype=torch.bfloat16))
-    return torch.bfloat16 if stored in (torch.bfloat16, torch.float16) and fast_bf16 else torch.float32
+    half = stored in (torch.bfloat16, torch.float16)
+    return torch.bfloat16 if half and has_fast_bfloat16() else torch.float32
 
 
 def load_config(folder: Path) -> Any:
