@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 from starlette.testclient import TestClient
 
 from adapters.config_fields import APPLIED, NO_EFFECT, REFUSED
@@ -24,7 +25,7 @@ from server.settings import Settings
 from tests.pages import PAGES, ROOT, Curl, blocks, commands, curls, links, name
 from tests.server.api.fakes import make_context
 
-BODIES = {
+BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/load_lora_adapter": LoadRequest,

@@ -1,0 +1,56 @@
+"""Models and adapters made from nothing are what the server takes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from adapters.limits import AdapterLimits
+from adapters.reader import read_adapter
+from adapters.survey import survey
+from bench import shapes
+
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 32,
+    "vocab_size": 40,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
+
+def test_base_and_adapter_fit_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(shapes.SHAPES, "tiny", ("llama", TINY))
+    base = shapes.make_base("tiny", tmp_path / "base")
+    folder = shapes.make_adapter(base, tmp_path / "adapter", 4, 0)
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    assert model.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(base).decode([5, 6]).replace(" ", "") == "t5t6"
+    spec = survey(model).describe(model, name="base", digest="d")
+    weights = read_adapter(
+        (folder / "adapter_config.json").read_bytes(),
+        folder / "adapter_model.safetensors",
+        spec,
+        AdapterLimits(),
+    )
+    assert weights.deltas.keys() == spec.linears.keys() - {"lm_head"}
+    assert {delta.rank for delta in weights.deltas.values()} == {4}
+
+
+def test_what_is_there_is_not_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(shapes.SHAPES, "tiny", ("llama", TINY))
+    base = shapes.make_base("tiny", tmp_path / "base")
+    folder = shapes.make_adapter(base, tmp_path / "adapter", 4, 0)
+    (base / "model.safetensors").unlink()
+    shapes.make_base("tiny", base)
+    assert not (base / "model.safetensors").exists()
+    shutil.rmtree(base)
+    assert shapes.make_adapter(base, folder, 4, 0) == folder
