@@ -10,135 +10,94 @@ The engine calls `AdapterBatch.begin` with the segments of the step's flat token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from adapters.forms import Segment, coalesce, short_segments
 from adapters.linear import LinearMap, make_linear
-from adapters.pack import Pack, PackedGroup
-from adapters.placed import Groups, PlacedAdapter, PlacedGroup
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Rows `start:stop` of the step's tokens use `adapter`, or the bare base."""
-
-    start: int
-    stop: int
-    adapter: PlacedAdapter | None
-
-
-def coalesce(segments: Sequence[Segment]) -> list[Segment]:
-    """Join neighbours that use the same adapter."""
-    joined: list[Segment] = []
-    for segment in segments:
-        if joined and joined[-1].adapter is segment.adapter:
-            joined[-1] = Segment(joined[-1].start, segment.stop, segment.adapter)
-        else:
-            joined.append(segment)
-    return joined
-
-
-# Measured in bench/lora_forms.py on 2 cores in bfloat16: a product of the concatenated form runs at this
-# many multiply-adds a second, and one segment of the segmented form costs this many seconds for one group
-# beyond its arithmetic.
-CONCAT_RATE = 1.2e11
-SEGMENT_SECONDS = 4e-5
+from adapters.pack import PackCache, PackedGroup
+from adapters.placed import Groups, PlacedAdapter, PlacedPart
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # the integer as wide as a float, by bytes
 
 
-def prefers_segments(segments: Sequence[Segment], rank: int, width: int) -> bool:
-    """Whether one product for each segment beats the concatenated form.
-
-    The concatenated form multiplies every row by every adapter's rank; `rank` is their sum and `width` the
-    typical number of input and output features. Segments waste nothing but pay for each one.
-    """
-    rows = segments[-1].stop
-    own = sum(
-        (s.stop - s.start) * max(g.a.shape[0] for g in s.adapter.groups.values())
-        for s in segments
-        if s.adapter and s.adapter.groups
-    )
-    wasted = (rows * rank - own) * width / CONCAT_RATE
-    return wasted > sum(s.adapter is not None for s in segments) * SEGMENT_SECONDS
-
-
 class _Rows:
-    """The adapters of one set of rows: those of all tokens, or those whose logits are computed."""
+    """The adapters of one set of rows: those of all tokens, or those whose logits are computed.
 
-    def __init__(self, segments: Sequence[Segment], pack: Pack, width: int) -> None:
-        self.segments = coalesce(segments)
+    Rows `0:concatenated` use the concatenated form, the segments behind them a product of their own.
+    """
+
+    def __init__(self, segments: Sequence[Segment], packs: PackCache) -> None:
+        segments = coalesce(segments)
         self.count = segments[-1].stop
-        self.pack = pack
-        self.by_segment = prefers_segments(self.segments, pack.rank, width)
+        short = short_segments(segments)
+        self.pack = packs.get(short)
+        self.concatenated = short[-1].stop if short and self.pack else 0
+        self.long = [s for s in segments if s.start >= self.concatenated and s.adapter]
+        self._short = short
         self._slots: Tensor | None = None
         self._masks: dict[int, Tensor] = {}
-        self._shrunk: tuple[Tensor, int, Tensor] | None = None
+        self._shrunk: tuple[Tensor, int, list[Tensor | None]] | None = None
 
-    def mask(self, layout: int, bits: torch.dtype) -> Tensor:
-        """`(rows, total rank)` integers: all bits set where the row's adapter owns the column, else none."""
-        if layout not in self._masks:
-            owners = self.pack.layouts[layout]
-            if self._slots is None:
-                lengths = torch.tensor([s.stop - s.start for s in self.segments])
-                slots = torch.tensor(
-                    [self.pack.slots[s.adapter.digest] if s.adapter else -1 for s in self.segments]
-                )
-                self._slots = slots.repeat_interleave(lengths).to(owners.device)
-            self._masks[layout] = (self._slots[:, None] == owners).to(bits).neg_()
-        return self._masks[layout]
+    def deltas(self, source: Tensor, x: Tensor, index: int) -> list[Tensor | None]:
+        """`x A^T` of group `index`, for the concatenated rows and for each long segment.
 
-    def shrink(self, source: Tensor, x: Tensor, index: int, group: PackedGroup) -> Tensor:
-        """`x A^T` with foreign columns zeroed; the modules of a group share one product.
+        The modules of a group are called with the same tensor, `source`, and share these products.
+        """
+        if self._shrunk is None or self._shrunk[0] is not source or self._shrunk[1] != index:
+            packed = self.pack.groups.get(index) if self.pack else None
+            shrunk = [self._shrink(x, packed) if packed else None]
+            for segment in self.long:
+                group = segment.adapter.groups.get(index) if segment.adapter else None
+                shrunk.append(x[segment.start : segment.stop] @ group.a.t() if group else None)
+            self._shrunk = (source, index, shrunk)
+        return self._shrunk[2]
+
+    def _shrink(self, x: Tensor, group: PackedGroup) -> Tensor:
+        """`x A^T` of the concatenated rows with foreign columns zeroed.
 
         Their bits are cleared: another adapter may overflow here, and its `0 * inf` would be NaN for all.
         """
-        if self._shrunk is None or self._shrunk[0] is not source or self._shrunk[1] != index:
-            shrunk = x @ group.a.t()
-            bits = _BITS[shrunk.element_size()]
-            shrunk.view(bits).bitwise_and_(self.mask(group.layout, bits))
-            self._shrunk = (source, index, shrunk)
-        return self._shrunk[2]
+        shrunk = x[: self.concatenated] @ group.a.t()
+        bits = _BITS[shrunk.element_size()]
+        shrunk.view(bits).bitwise_and_(self._mask(group.layout, bits))
+        return shrunk
+
+    def _mask(self, layout: int, bits: torch.dtype) -> Tensor:
+        """`(rows, total rank)` integers: all bits set where the row's adapter owns the column, else none."""
+        if layout not in self._masks:
+            assert self.pack is not None
+            owners = self.pack.layouts[layout]
+            if self._slots is None:
+                lengths = torch.tensor([s.stop - s.start for s in self._short])
+                own = [self.pack.slots[s.adapter.digest] if s.adapter else -1 for s in self._short]
+                self._slots = torch.tensor(own).repeat_interleave(lengths).to(owners.device)
+            self._masks[layout] = (self._slots[:, None] == owners).to(bits).neg_()
+        return self._masks[layout]
 
 
 class AdapterBatch:
     """The adapters of the step in flight, shared by all `BatchedLinear`s of one model."""
 
-    def __init__(self, groups: Groups, widths: Sequence[int]) -> None:
-        """`widths`: input plus output features of each group, for choosing between the two forms."""
+    def __init__(self, groups: Groups) -> None:
         self.groups = groups
         self.use_merged = False
-        self._width = max(widths, default=1)
-        self._pack: Pack | None = None
+        self._packs = PackCache()
+        self._head_packs = PackCache()
         self._tokens: _Rows | None = None
         self._logits: _Rows | None = None
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment]) -> None:
         """Set the adapters of the next forward pass: of its token rows, and of its logit rows."""
-        active = {s.adapter.digest: s.adapter for s in tokens if s.adapter}
-        if not active:
-            self._tokens = self._logits = None
-            return
-        pack = self._pack_for(active)
-        self._tokens = _Rows(tokens, pack, self._width)
-        self._logits = _Rows(logits, pack, self._width) if logits else None
+        self.end()
+        if any(segment.adapter for segment in tokens):
+            self._tokens = _Rows(tokens, self._packs)
+            self._logits = _Rows(logits, self._head_packs) if logits else None
 
     def end(self) -> None:
         """Forget the step; the concatenation is kept for the next one."""
         self._tokens = self._logits = None
-
-    def _pack_for(self, active: dict[str, PlacedAdapter]) -> Pack:
-        """The last concatenation if it covers `active` without much waste, else a new one."""
-        pack = self._pack
-        if pack is None or not active.keys() <= pack.slots.keys() or len(pack.slots) > 2 * len(active):
-            pack = self._pack = Pack(list(active.values()))
-        return pack
-
-    @property
-    def pack_bytes(self) -> int:
-        return self._pack.nbytes if self._pack else 0
 
     def apply(self, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
         """`W x` with each row's own delta. `source` is the tensor that the module was called with."""
@@ -147,25 +106,27 @@ class AdapterBatch:
             return module.linear(x)
         if x.shape[0] != rows.count:
             raise RuntimeError(f"{module.name} got {x.shape[0]} rows where the step has {rows.count}")
-        group = rows.pack.groups.get(module.group)
-        part = group and group.parts[module.member]
-        if not group or not part:
-            return module.linear(x)
-        if rows.by_segment:
-            return _by_segment(module, rows, x)
-        shrunk = rows.shrink(source, x, module.group, group)
-        return module.linear(x, shrunk[:, part.start : part.stop] @ part.bt)
+        first, *others = rows.deltas(source, x, module.group)
+        y: Tensor | None = None
+        if first is not None and rows.pack is not None:
+            part = rows.pack.groups[module.group].parts[module.member]
+            if part is not None:
+                delta = first[:, part.start : part.stop] @ part.bt
+                if rows.concatenated == rows.count:
+                    return module.linear(x, delta)
+                y = module.linear(x)
+                y[: rows.concatenated] += delta
+        y = module.linear(x) if y is None else y
+        for segment, shrunk in zip(rows.long, others, strict=True):
+            part = _part(segment.adapter, module)
+            if part is not None and shrunk is not None:
+                y[segment.start : segment.stop].addmm_(shrunk[:, part.start : part.stop], part.bt)
+        return y
 
 
-def _by_segment(module: BatchedLinear, rows: _Rows, x: Tensor) -> Tensor:
-    y = module.linear(x)
-    for segment in rows.segments:
-        group: PlacedGroup | None = segment.adapter.groups.get(module.group) if segment.adapter else None
-        part = group and group.parts[module.member]
-        if group and part:
-            own = slice(segment.start, segment.stop)
-            y[own].addmm_(x[own] @ group.a[part.start : part.stop].t(), part.bt)
-    return y
+def _part(adapter: PlacedAdapter | None, module: BatchedLinear) -> PlacedPart | None:
+    group = adapter.groups.get(module.group) if adapter else None
+    return group.parts[module.member] if group else None
 
 
 class BatchedLinear(nn.Module):

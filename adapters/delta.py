@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +31,10 @@ class ModuleDelta:
     @property
     def nbytes(self) -> int:
         return self.a.nbytes + self.b.nbytes
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether `A` and `scale * B`, the form that is computed with, are finite in `dtype`."""
+        return all_finite(self.a.to(dtype)) and all_finite((self.b.float() * self.scale).to(dtype))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adapters.forms import Segment
 from adapters.placed import PlacedAdapter, PlacedGroup, PlacedPart
 
 
@@ -43,8 +44,7 @@ class Pack:
         known: dict[tuple[int, ...], int] = {}
         for index in sorted({index for adapter in adapters for index in adapter.groups}):
             self.groups[index] = self._pack(index, known)
-        self.rank = max((group.a.shape[0] for group in self.groups.values()), default=0)
-        self.nbytes = 0 if len(adapters) == 1 else sum(adapter.nbytes for adapter in adapters)
+        self.parameters = sum(adapter.parameters for adapter in adapters)
 
     def _pack(self, index: int, known: dict[tuple[int, ...], int]) -> PackedGroup:
         members = [(slot, a.groups[index]) for slot, a in enumerate(self.adapters) if index in a.groups]
@@ -80,3 +80,21 @@ def _pack_parts(groups: Sequence[PlacedGroup], modules: range) -> tuple[PlacedPa
         parts.append(PlacedPart(row, row + bt.shape[0], bt))
         row += bt.shape[0]
     return tuple(parts)
+
+
+class PackCache:
+    """The last concatenation: adapters come and go far less often than steps."""
+
+    def __init__(self) -> None:
+        self._pack: Pack | None = None
+
+    def get(self, segments: Sequence[Segment]) -> Pack | None:
+        """One for the adapters of `segments`, and for at most as much again; None if there are none."""
+        active = {s.adapter.digest: s.adapter for s in segments if s.adapter}
+        if not active:
+            return None
+        needed = sum(adapter.parameters for adapter in active.values())
+        pack = self._pack
+        if pack is None or not active.keys() <= pack.slots.keys() or pack.parameters > 2 * needed:
+            pack = self._pack = Pack(list(active.values()))
+        return pack

@@ -7,7 +7,7 @@ Their `A` matrices are stacked, so that one product serves all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,11 +38,18 @@ class PlacedGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedAdapter:
-    """One adapter version, ready to compute with on one device. `groups` is keyed by group index."""
+    """One adapter version, ready to compute with on one device. `groups` is keyed by group index.
+
+    Attributes:
+        parameters: numbers in its matrices, which is also the multiply-adds that one row costs.
+        modules: how many modules it adds to.
+    """
 
     digest: str
     groups: Mapping[int, PlacedGroup]
     nbytes: int
+    parameters: int
+    modules: int
 
     def to(self, device: torch.device) -> PlacedAdapter:
         """The same adapter on `device`; copies from pinned memory do not block."""
@@ -56,7 +63,7 @@ class PlacedAdapter:
             )
             for index, group in self.groups.items()
         }
-        return PlacedAdapter(self.digest, groups, self.nbytes)
+        return replace(self, groups=groups)
 
 
 def place(weights: AdapterWeights, groups: Groups, dtype: torch.dtype, *, pin: bool = False) -> PlacedAdapter:
@@ -67,14 +74,14 @@ def place(weights: AdapterWeights, groups: Groups, dtype: torch.dtype, *, pin: b
     Raises:
         InvalidAdapter: a value is too large for `dtype`; as an infinity it would reach other rows of a step.
     """
-    placed: dict[int, PlacedGroup] = {}
-    nbytes = 0
-    for index, names in enumerate(groups):
-        group = _place_group(weights, names, dtype, pin)
-        if group is not None:
-            placed[index] = group
-            nbytes += group.a.nbytes + sum(part.bt.nbytes for part in group.parts if part)
-    return PlacedAdapter(weights.digest, placed, nbytes)
+    placed = {
+        index: group
+        for index, names in enumerate(groups)
+        if (group := _place_group(weights, names, dtype, pin)) is not None
+    }
+    bts = [part.bt for group in placed.values() for part in group.parts if part]
+    parameters = sum(t.numel() for t in [*bts, *(group.a for group in placed.values())])
+    return PlacedAdapter(weights.digest, placed, parameters * dtype.itemsize, parameters, len(bts))
 
 
 def _place_group(

@@ -42,14 +42,17 @@ class Registry:
     Args:
         data_dir: made if it does not exist.
         base: what adapters are checked against; only versions of its digest are visible.
+        dtype: what they are computed in; values too large for it are refused. None: as they are stored.
 
     Raises:
         AdapterConflict: another process uses `data_dir`.
     """
 
-    def __init__(self, data_dir: Path, base: BaseSpec, limits: AdapterLimits) -> None:
+    def __init__(
+        self, data_dir: Path, base: BaseSpec, limits: AdapterLimits, dtype: torch.dtype | None = None
+    ) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
-        self._base, self._limits = base, limits
+        self._base, self._limits, self._dtype = base, limits, dtype
         self._in_use = (data_dir / "lock").open("w")
         try:
             fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,8 +195,12 @@ class Registry:
         plan = plan_adapter(
             parse_config(config, self._limits), read_header(weights, self._limits), self._base
         )
-        for _ in read_deltas(plan, weights):
-            pass
+        for module, delta in read_deltas(plan, weights):
+            if self._dtype is not None and not delta.fits(self._dtype):
+                raise InvalidAdapter(
+                    f"{module} has values too large for {self._dtype}, in which the base is served; "
+                    "start with --dtype bfloat16 or float32"
+                )
         return plan
 
     def _check_digest(self, digest: str, config: bytes, weights: Path) -> None:

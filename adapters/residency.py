@@ -124,6 +124,13 @@ class Residency:
             self._loading.add(digest)
             self._pool.submit(self._bring, digest)
 
+    def warm(self, digest: str) -> None:
+        """`prefetch` for requests that are yet to come: it never waits for room, nor leaves an error behind."""
+        with self._lock:
+            if digest not in self._loading:
+                self.prefetch(digest)
+                self.forget(digest)
+
     def acquire(self, digest: str) -> PlacedAdapter | None:
         """Lease an adapter on the device, or None while it is loading or leased ones leave no room.
 
@@ -214,7 +221,8 @@ class Residency:
             self._loading.discard(digest)
             self.load_seconds += time.perf_counter() - started
             if error is not None:
-                self._failed[digest] = error
+                if digest not in self._forgotten:  # whoever comes later tries again, and is told then
+                    self._failed[digest] = error
             elif placed is not None:
                 self.loads += 1
                 # With every byte leased it waits outside the tier for the next acquire that finds room.

@@ -65,8 +65,7 @@ class Survey:
         for linear in self.seen:
             members.setdefault(linear.source, []).append(linear)
         names = [tuple(linear.name for linear in group) for group in members.values()]
-        widths = [sum(group[0].weight.shape) for group in members.values()]
-        batch = AdapterBatch(names, widths)
+        batch = AdapterBatch(names)
         head = model.get_output_embeddings()
         layers: dict[str, BatchedLinear] = {}
         for index, group in enumerate(members.values()):

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from adapters import batched
-from adapters.batched import AdapterBatch, BatchedLinear, Segment, coalesce, prefers_segments
+from adapters import batched, forms
+from adapters.batched import AdapterBatch, BatchedLinear
 from adapters.delta import AdapterWeights, ModuleDelta
-from adapters.placed import PlacedAdapter, place
+from adapters.forms import Segment
+from adapters.pack import PackCache
+from adapters.placed import place
 
 GROUPS = [("q", "k"), ("head",)]
 SIZES = {"q": (6, 8), "k": (6, 4), "head": (8, 12)}
@@ -45,7 +47,7 @@ ADAPTERS = {
 @pytest.fixture(params=[False, True], ids=["concatenated", "by segment"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     by_segment: bool = request.param
-    monkeypatch.setattr(batched, "prefers_segments", lambda segments, rank, width: by_segment)
+    monkeypatch.setattr(forms, "SEGMENT_SECONDS", 0.0 if by_segment else math.inf)
     return by_segment
 
 
@@ -53,7 +55,7 @@ class Stand:
     """Two layers that share an input, and a head that sees other rows."""
 
     def __init__(self, adapters: dict[str, AdapterWeights] = ADAPTERS) -> None:
-        self.batch = AdapterBatch(GROUPS, [10, 20])
+        self.batch = AdapterBatch(GROUPS)
         self.placed = {name: place(w, GROUPS, torch.float32) for name, w in adapters.items()}
         self.layers = {
             name: BatchedLinear(name, WEIGHTS[name], None, self.batch, index, member, name == "head")
@@ -153,16 +155,17 @@ def test_a_step_of_the_base_alone_computes_no_delta() -> None:
 
 def test_the_concatenation_is_kept_while_it_serves() -> None:
     stand = Stand()
+    cache = PackCache()
 
     def pack_after(*owners: str) -> object:
-        stand.batch.begin(stand.segments(owners), [])
-        return stand.batch._pack
+        return cache.get(stand.segments(owners))
 
     whole = pack_after("a", "b", "c")
     assert pack_after("c", "a") is whole  # a part of it, at little waste
     assert pack_after("a", "b", "c") is whole
-    assert pack_after("a") is not whole  # two thirds would be waste
+    assert pack_after("b") is not whole  # most of it would be waste
     assert pack_after("a", "b") is not pack_after("b", "c")
+    assert cache.get([Segment(0, 4, None)]) is None
 
 
 def test_merged_copies_are_used_only_when_told() -> None:
@@ -173,21 +176,3 @@ def test_merged_copies_are_used_only_when_told() -> None:
     stand.batch.use_merged = True
     assert torch.allclose(layer(x), 2 * x @ WEIGHTS["q"].t(), atol=1e-5)
     assert torch.equal(layer.weight, WEIGHTS["q"])
-
-
-def test_neighbours_with_one_adapter_are_joined() -> None:
-    stand = Stand()
-    joined = coalesce(stand.segments(["a", "a", None, None, "b", "a"]))
-    edges = [(s.start, s.stop, s.adapter.digest if s.adapter else None) for s in joined]
-    assert edges == [(0, 2, "a"), (2, 4, None), (4, 5, "b"), (5, 6, "a")]
-
-
-def test_segments_are_preferred_when_the_concatenation_wastes_more() -> None:
-    def adapter(rank: int) -> PlacedAdapter:
-        return place(_weights("x", {"k": rank}), GROUPS, torch.float32)
-
-    long = [Segment(0, 512, adapter(16)), Segment(512, 1024, adapter(16))]
-    short = [Segment(i, i + 1, adapter(16)) for i in range(32)]
-    assert prefers_segments(long, 16 * 32, 4096)
-    assert not prefers_segments(short, 16 * 32, 512)
-    assert not prefers_segments([Segment(0, 512, adapter(16))], 16, 4096)  # nothing is wasted

@@ -32,7 +32,7 @@ def test_leaves_the_base_and_the_adapter_as_they_were() -> None:
 
 
 def _layers() -> list[BatchedLinear]:
-    batch = AdapterBatch([("q",), ("k",)], [10, 10])
+    batch = AdapterBatch([("q",), ("k",)])
     return [BatchedLinear(name, WEIGHT, BIAS, batch, i, 0, False) for i, name in enumerate("qk")]
 
 

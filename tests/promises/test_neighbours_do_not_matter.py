@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters import batched
+from adapters import forms
 from adapters.delta import AdapterWeights
 from adapters.limits import AdapterLimits
 from adapters.reader import read_adapter
@@ -34,7 +35,7 @@ def test_an_adapter_that_overflows_harms_only_itself(
     name: str, by_segment: bool, families: Families, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Neither in the same step, nor through the KV blocks that it leaves behind."""
-    monkeypatch.setattr(batched, "prefers_segments", lambda segments, rank, width: by_segment)
+    monkeypatch.setattr(forms, "SEGMENT_SECONDS", 0.0 if by_segment else math.inf)
     family = families(name)
     wild = _wild(family, tmp_path)
 

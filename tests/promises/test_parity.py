@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
-from adapters import batched
+from adapters import forms
 from adapters.merge import build_merged
 from server.engine.request import GenerationRequest
 from tests.kit import Families, Family, ask, engine_core, full_logits, preload, prompts, run_all
@@ -87,7 +88,7 @@ def test_it_does_so_without_prefix_reuse(name: str, families: Families) -> None:
 def test_both_forms_of_lora_answer_alike(
     name: str, by_segment: bool, families: Families, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batched, "prefers_segments", lambda segments, rank, width: by_segment)
+    monkeypatch.setattr(forms, "SEGMENT_SECONDS", 0.0 if by_segment else math.inf)
     with engine_core(families(name), prefill=23) as core:
         _check(families(name), core)
 
