@@ -199,7 +199,7 @@ class Registry:
             if self._dtype is not None and not delta.fits(self._dtype):
                 raise InvalidAdapter(
                     f"{module} has values too large for {self._dtype}, in which the base is served; "
-                    "start with --dtype bfloat16 or float32"
+                    "start with --dtype float32"
                 )
         return plan
 

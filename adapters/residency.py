@@ -125,11 +125,13 @@ class Residency:
             self._pool.submit(self._bring, digest)
 
     def warm(self, digest: str) -> None:
-        """`prefetch` for requests that are yet to come: it never waits for room, nor leaves an error behind."""
+        """`prefetch` for requests that are yet to come: it never waits for room and leaves no error."""
         with self._lock:
-            if digest not in self._loading:
-                self.prefetch(digest)
-                self.forget(digest)
+            if digest in self._loading:
+                return
+            self.prefetch(digest)
+            if digest in self._loading:
+                self._forgotten.add(digest)
 
     def acquire(self, digest: str) -> PlacedAdapter | None:
         """Lease an adapter on the device, or None while it is loading or leased ones leave no room.

@@ -22,7 +22,7 @@ from adapters.errors import AdapterError
 from adapters.limits import AdapterLimits
 from adapters.merge import build_merged
 from adapters.placed import place
-from adapters.registry import Registry
+from adapters.registry import AdapterVersion, Registry
 from adapters.residency import Residency
 from server.api.app import create_app
 from server.api.context import ServerContext
@@ -76,11 +76,8 @@ def _load(settings: Settings) -> Loaded:
     source = settings.model or BASE_NAME
     name = settings.served_model_name or (source.rstrip("/").split("/")[-1] if settings.model else "base")
     model = ServedModel(stock, name=name, digest=loading.base_digest(folder), source=source)
-    registry = Registry(settings.data_dir, model.spec, _limits(settings))
-    for entry in settings.adapter:
-        adapter, _, path = entry.partition("=")
-        version, _ = registry.publish_folder(adapter, Path(path).expanduser(), source="--adapter")
-        log.info("serving adapter %s (%s)", version.ref, version.digest[:12])
+    registry = Registry(settings.data_dir, model.spec, _limits(settings), model.dtype)
+    published = [_publish(registry, entry) for entry in settings.adapter]
     core = EngineCore(
         model, tokenizer, _residency(settings, registry, model), _sizes(settings, config, model), ends
     )
@@ -89,7 +86,17 @@ def _load(settings: Settings) -> Loaded:
         nbytes = build_merged(model.linears.values(), registry.load(merged.digest))
         core.runner.merged_digest = merged.digest
         log.info("merged %s into a copy of the base (%.1f MiB)", merged.ref, nbytes / MIB)
+    for version in published:
+        core.residency.warm(version.digest)
     return Loaded(model, tokenizer, core, registry)
+
+
+def _publish(registry: Registry, entry: str) -> AdapterVersion:
+    """Publish one `NAME=PATH`."""
+    name, _, path = entry.partition("=")
+    version, _ = registry.publish_folder(name, Path(path).expanduser(), source="--adapter")
+    log.info("serving adapter %s (%s)", version.ref, version.digest[:12])
+    return version
 
 
 def _limits(settings: Settings) -> AdapterLimits:

@@ -38,6 +38,8 @@ class Engine(Protocol):
 
     def residency(self, digest: str) -> str: ...
 
+    def prefetch(self, digest: str) -> None: ...
+
 
 class Registry(Protocol):
     """The part of `adapters.registry.Registry` that HTTP needs; only publishing and deleting block."""

@@ -14,11 +14,15 @@ from server.api.context import ServerContext
 async def publish(
     context: ServerContext, work: Callable[[], tuple[AdapterVersion, bool]]
 ) -> tuple[AdapterVersion, bool]:
-    """Run a blocking publication beside the event loop, one at a time, and count how it went."""
+    """Run a blocking publication beside the event loop, one at a time, and count how it went.
+
+    What was published begins to load at once, so that its first request need not wait for that.
+    """
     try:
         version, created = await anyio.to_thread.run_sync(work, limiter=context.publishing)
     except AdapterError:
         context.metrics.uploads.labels("refused").inc()
         raise
     context.metrics.uploads.labels("created" if created else "unchanged").inc()
+    context.engine.prefetch(version.digest)
     return version, created

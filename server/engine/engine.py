@@ -77,6 +77,11 @@ class Engine:
         """Where an adapter is: `device`, `host` or `disk`."""
         return self._core.residency.state(digest)
 
+    def prefetch(self, digest: str) -> None:
+        """Begin to bring an adapter into memory before anyone asks for it; returns at once."""
+        if not self._draining:
+            self._core.residency.warm(digest)
+
     @property
     def draining(self) -> bool:
         return self._draining

@@ -96,6 +96,22 @@ def test_bad_uploads_leave_nothing(registry: Registry, files: AdapterFiles, tmp_
     assert blobs(tmp_path) == set()
 
 
+def test_values_too_large_for_the_type_that_is_served(
+    tmp_path: Path, base: BaseSpec, files: AdapterFiles
+) -> None:
+    tensors = files.tensors()
+    key = next(key for key in tensors if "lora_B" in key)
+    tensors[key][1, 2] = 60_000.0  # fits float16, twice of it does not
+    files.save(tensors)
+    files.set(r=4, lora_alpha=4)
+    with Registry(tmp_path / "data", base, LIMITS, torch.float16) as registry:
+        registry.publish_folder("tone", files.folder)
+        files.set(r=4, lora_alpha=8)
+        with pytest.raises(InvalidAdapter, match=r"q_proj has values too large for torch\.float16"):
+            registry.publish_folder("tone", files.folder)
+        assert [version.ref for version in registry.list()] == ["tone@1"]
+
+
 def test_folders_without_the_files(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(InvalidAdapter, match=CONFIG_FILE):
         registry.publish_folder("tone", tmp_path)

@@ -230,7 +230,7 @@ def test_two_tiers_keep_more_on_the_host_than_on_the_device() -> None:
     disk = Disk()
     with _residency(1, disk, torch.device("meta"), host=2) as residency:
         for digest in "ab":
-            assert _lease(residency, digest).groups[0].a.device.type == "meta"
+            assert _lease(residency, digest).groups[0].at.device.type == "meta"
             residency.release(digest)
         assert [residency.state(digest) for digest in "ab"] == ["host", "device"]
         _lease(residency, "a")
@@ -300,3 +300,32 @@ def test_one_forgotten_while_it_is_read_does_not_wait_either() -> None:
         disk.open.set()
         _settle(residency)
         assert residency.lacks_room("c")
+
+
+def test_warming_loads_but_neither_waits_for_room_nor_leaves_an_error() -> None:
+    disk = Disk()
+    disk.broken["bad"] = InvalidAdapter("bad")
+    with _residency(1, disk) as residency:
+        for digest in ("bad", "a"):
+            residency.warm(digest)
+            _settle(residency)
+        assert residency.state("a") == "device"
+        disk.broken.clear()
+        assert _lease(residency, "bad").digest == "bad"
+        residency.warm("b")
+        _settle(residency)
+        assert not residency.lacks_room("b")
+        assert residency.state("bad") == "device"
+
+
+def test_warming_what_a_request_waits_for_takes_nothing_from_it() -> None:
+    disk = Disk()
+    with _residency(1, disk) as residency:
+        _lease(residency, "a")
+        disk.open.clear()
+        residency.prefetch("b")
+        residency.warm("b")  # while it is read
+        disk.open.set()
+        _settle(residency)
+        residency.warm("b")  # while it waits for room
+        assert residency.lacks_room("b")

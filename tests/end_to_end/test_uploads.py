@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,19 @@ def ask(live: Live, model: str) -> httpx.Response:
     return httpx.post(f"{live.url}/v1/completions", json=body)
 
 
+def _loaded(live: Live, name: str) -> bool:
+    deadline = time.monotonic() + 10
+    while httpx.get(f"{live.url}/v1/adapters/{name}").json()["state"] != "device":
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def test_upload_ask_republish_delete(live: Live) -> None:
     first = upload(live, "speller")
     assert (first.status_code, first.json()["id"]) == (201, "speller@1")
+    assert _loaded(live, "speller")  # before anyone has asked it
     assert ask(live, "speller").json()["choices"][0]["text"] == "G-A-R-D-E-N"
     assert upload(live, "speller").status_code == 200  # the same content is the same version
     shout = ADAPTERS_DIR / "shout"

@@ -125,6 +125,7 @@ class FakeEngine:
         self.running: set[str] = set()
         self.aborted: list[str] = []
         self.states: dict[str, str] = {}
+        self.prefetched: list[str] = []
         self.hang = False
         self.started = asyncio.Event()
 
@@ -154,6 +155,9 @@ class FakeEngine:
 
     def residency(self, digest: str) -> str:
         return self.states.get(digest, "disk")
+
+    def prefetch(self, digest: str) -> None:
+        self.prefetched.append(digest)
 
 
 class FakeRegistry:

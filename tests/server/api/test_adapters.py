@@ -54,6 +54,16 @@ def test_the_same_files_again_are_no_new_version(client: TestClient, context: Se
     assert b'uploads_total{outcome="unchanged"} 1.0' in context.metrics.render()
 
 
+def test_what_was_published_begins_to_load_at_once(
+    client: TestClient, engine: FakeEngine, registry: FakeRegistry
+) -> None:
+    digest = upload(client).json()["digest"]
+    upload(client, "broken", b"bad tensors")
+
+    assert engine.prefetched == [digest]
+    assert registry.resolve("shop").digest == digest
+
+
 @pytest.mark.parametrize(
     ("name", "weights", "error", "status", "code"),
     [

@@ -163,6 +163,18 @@ def test_a_load_that_ends_wakes_an_idle_engine(llama: Family) -> None:
     _run(test)
 
 
+def test_prefetching_loads_before_anyone_asks(llama: Family) -> None:
+    async def test() -> None:
+        async with _engine(llama) as (engine, _):
+            engine.prefetch("all")
+            await _until(lambda: engine.residency("all") == "device")
+            await engine.drain(0)
+            engine.prefetch("mlp")  # a publication that ends while the server does
+            assert engine.residency("mlp") == "disk"
+
+    _run(test)
+
+
 def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(
     llama: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
