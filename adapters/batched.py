@@ -50,7 +50,7 @@ class _Rows:
             shrunk = [self._shrink(x, packed) if packed else None]
             for segment in self.long:
                 group = segment.adapter.groups.get(index) if segment.adapter else None
-                shrunk.append(x[segment.start : segment.stop] @ group.a.t() if group else None)
+                shrunk.append(x[segment.start : segment.stop] @ group.at if group else None)
             self._shrunk = (source, index, shrunk)
         return self._shrunk[2]
 
@@ -59,7 +59,7 @@ class _Rows:
 
         Their bits are cleared: another adapter may overflow here, and its `0 * inf` would be NaN for all.
         """
-        shrunk = x[: self.concatenated] @ group.a.t()
+        shrunk = x[: self.concatenated] @ group.at
         bits = _BITS[shrunk.element_size()]
         shrunk.view(bits).bitwise_and_(self._mask(group.layout, bits))
         return shrunk

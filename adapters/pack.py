@@ -1,7 +1,7 @@
 """The adapters of one step, concatenated along the rank.
 
-For a group of modules with the same input, the `A` matrices of all active adapters are stacked into one
-`(total rank, in_features)` matrix: module by module, adapter by adapter. One product shrinks every token by
+For a group of modules with the same input, the `A^T` matrices of all active adapters form one
+`(in_features, total rank)` matrix: module by module, adapter by adapter. One product shrinks every token by
 every adapter; a mask keeps each token's own columns; one product for each module expands. Ranks may differ,
 nothing is padded or sorted.
 """
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from adapters.forms import Segment
-from adapters.placed import PlacedAdapter, PlacedGroup, PlacedPart
+from adapters.placed import PlacedAdapter, PlacedGroup, PlacedPart, stack_columns
 
 
 @dataclass(frozen=True, slots=True)
 class PackedGroup:
-    """`layout` is the index into `Pack.layouts` that says which adapter each row of `a` belongs to."""
+    """`layout` is the index into `Pack.layouts` that says which adapter each column of `at` belongs to."""
 
-    a: Tensor
+    at: Tensor
     parts: tuple[PlacedPart | None, ...]
     layout: int
 
@@ -32,7 +32,7 @@ class Pack:
 
     Attributes:
         adapters: their order gives the slot numbers that tokens are tagged with.
-        layouts: for each distinct layout, the slot of every row, `(total rank,)` int64.
+        layouts: for each distinct layout, the slot of every column, `(total rank,)` int64.
         groups: the packed groups; a group that no adapter touches is absent.
     """
 
@@ -58,14 +58,14 @@ class Pack:
         )
         if slots not in known:
             known[slots] = len(self.layouts)
-            self.layouts.append(torch.tensor(slots, device=members[0][1].a.device))
+            self.layouts.append(torch.tensor(slots, device=members[0][1].at.device))
         if len(members) == 1:  # already in this order: nothing to copy
-            return PackedGroup(members[0][1].a, members[0][1].parts, known[slots])
+            return PackedGroup(members[0][1].at, members[0][1].parts, known[slots])
         groups = [group for _, group in members]
-        a = torch.cat(
-            [g.a[part.start : part.stop] for module in modules for g in groups if (part := g.parts[module])]
+        at = stack_columns(
+            [g.at[:, p.start : p.stop] for module in modules for g in groups if (p := g.parts[module])]
         )
-        return PackedGroup(a, _pack_parts(groups, modules), known[slots])
+        return PackedGroup(at, _pack_parts(groups, modules), known[slots])
 
 
 def _pack_parts(groups: Sequence[PlacedGroup], modules: range) -> tuple[PlacedPart | None, ...]:

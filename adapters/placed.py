@@ -1,7 +1,7 @@
 """An adapter in the form in which it is computed with: cast, scaled, and grouped by shared input.
 
 Modules that read the same input (query, key and value projections; gate and up projections) form a group.
-Their `A` matrices are stacked, so that one product serves all of them.
+Their `A` matrices are stored side by side, so that one product serves all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Groups = Sequence[tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class PlacedPart:
-    """One module's share of a group: rows `start:stop` of the stacked `A`, and `bt = scale * B^T`."""
+    """One module's share of a group: columns `start:stop` of its `at`, and `bt = scale * B^T`."""
 
     start: int
     stop: int
@@ -30,9 +30,9 @@ class PlacedPart:
 
 @dataclass(frozen=True, slots=True)
 class PlacedGroup:
-    """`a`: `(ranks of all parts, in_features)`; `parts`: one for each module of the group, or None."""
+    """`at`: `A^T` of all parts, `(in_features, ranks)`; `parts`: one for each module, or None."""
 
-    a: Tensor
+    at: Tensor
     parts: tuple[PlacedPart | None, ...]
 
 
@@ -55,7 +55,7 @@ class PlacedAdapter:
         """The same adapter on `device`; copies from pinned memory do not block."""
         groups = {
             index: PlacedGroup(
-                group.a.to(device, non_blocking=True),
+                group.at.to(device, non_blocking=True),
                 tuple(
                     part and PlacedPart(part.start, part.stop, part.bt.to(device, non_blocking=True))
                     for part in group.parts
@@ -80,7 +80,7 @@ def place(weights: AdapterWeights, groups: Groups, dtype: torch.dtype, *, pin: b
         if (group := _place_group(weights, names, dtype, pin)) is not None
     }
     bts = [part.bt for group in placed.values() for part in group.parts if part]
-    parameters = sum(t.numel() for t in [*bts, *(group.a for group in placed.values())])
+    parameters = sum(t.numel() for t in [*bts, *(group.at for group in placed.values())])
     return PlacedAdapter(weights.digest, placed, parameters * dtype.itemsize, parameters, len(bts))
 
 
@@ -105,5 +105,16 @@ def _place_group(
         row += delta.rank
     if not stacked:
         return None
-    a = torch.cat(stacked)
-    return PlacedGroup(a.pin_memory() if pin else a, tuple(parts))
+    at = stack_columns([a.t() for a in stacked])
+    return PlacedGroup(at.pin_memory() if pin else at, tuple(parts))
+
+
+def stack_columns(matrices: Sequence[Tensor]) -> Tensor:
+    """Join `(rows, columns)` matrices side by side, stored as a product with few rows likes it.
+
+    In float32 on a CPU, `x @ at` with `at` stored by rows is up to 4 times faster than with its transpose; in
+    bfloat16 it is the other way round for a single row and equal for more.
+    """
+    if matrices[0].dtype == torch.float32:
+        return torch.cat(list(matrices), dim=1)
+    return torch.cat([matrix.t() for matrix in matrices]).t()

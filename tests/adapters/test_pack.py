@@ -33,7 +33,7 @@ C = _adapter("c", {"q": 1, "o": 5})
 def _product(adapter: PlacedAdapter, group: int, member: int) -> torch.Tensor | None:
     own = adapter.groups.get(group)
     part = own.parts[member] if own else None
-    return own.a[part.start : part.stop].t() @ part.bt if own and part else None
+    return own.at[:, part.start : part.stop] @ part.bt if own and part else None
 
 
 def test_own_columns_give_the_adapters_product_and_nothing_else() -> None:
@@ -64,13 +64,13 @@ def test_a_group_or_module_that_no_adapter_touches_is_absent() -> None:
 
 def test_nothing_is_padded() -> None:
     pack = Pack([A, B, C])
-    assert pack.groups[0].a.shape[0] == 2 + 1 + 3 + 4
-    assert pack.groups[1].a.shape[0] == 1 + 5
+    assert pack.groups[0].at.shape[1] == 2 + 1 + 3 + 4
+    assert pack.groups[1].at.shape[1] == 1 + 5
 
 
 def test_one_adapter_is_not_copied() -> None:
     pack = Pack([A])
-    assert pack.groups[0].a is A.groups[0].a
+    assert pack.groups[0].at is A.groups[0].at
     assert Pack([A, B]).parameters == A.parameters + B.parameters
 
 

@@ -33,7 +33,7 @@ def test_each_part_is_its_modules_delta() -> None:
                 continue
             assert part is not None
             delta = DELTAS[name]
-            got = (group.a[part.start : part.stop].t() @ part.bt).t()
+            got = (group.at[:, part.start : part.stop] @ part.bt).t()
             assert torch.allclose(got, delta.scale * delta.b @ delta.a, atol=1e-6)
 
 
@@ -41,7 +41,7 @@ def test_parts_tile_the_stacked_matrix() -> None:
     group = place(WEIGHTS, GROUPS, torch.float32).groups[0]
     edges = [(part.start, part.stop) for part in group.parts if part]
     assert edges == [(0, 2), (2, 5)]
-    assert group.a.shape == (5, 6)
+    assert group.at.shape == (6, 5)
 
 
 def test_the_scale_is_applied_before_the_one_rounding() -> None:
@@ -55,7 +55,7 @@ def test_counts_its_bytes() -> None:
     placed = place(WEIGHTS, GROUPS, torch.bfloat16)
     numbers = 2 * (6 + 8) + 3 * (6 + 4) + 1 * (6 + 10)
     assert placed.nbytes == 2 * numbers
-    tensors = [t for group in placed.groups.values() for t in (group.a, *(p.bt for p in group.parts if p))]
+    tensors = [t for group in placed.groups.values() for t in (group.at, *(p.bt for p in group.parts if p))]
     assert placed.nbytes == sum(tensor.nbytes for tensor in tensors)
 
 
@@ -64,16 +64,16 @@ def test_keeps_no_tie_to_the_weights_it_was_made_from() -> None:
     placed = place(weights, GROUPS, torch.float32)
     part = placed.groups[1].parts[0]
     assert part is not None
-    a, bt = placed.groups[1].a.clone(), part.bt.clone()
+    a, bt = placed.groups[1].at.clone(), part.bt.clone()
     weights.deltas["o"].a.zero_()
     weights.deltas["o"].b.zero_()
-    assert torch.equal(placed.groups[1].a, a)
+    assert torch.equal(placed.groups[1].at, a)
     assert torch.equal(part.bt, bt)
 
 
 def test_moves_to_a_device_whole() -> None:
     moved = place(WEIGHTS, GROUPS, torch.float32).to(torch.device("meta"))
-    assert {group.a.device.type for group in moved.groups.values()} == {"meta"}
+    assert {group.at.device.type for group in moved.groups.values()} == {"meta"}
     assert {part.bt.device.type for g in moved.groups.values() for part in g.parts if part} == {"meta"}
     assert (moved.digest, moved.nbytes) == ("d", place(WEIGHTS, GROUPS, torch.float32).nbytes)
 
