@@ -33,7 +33,7 @@ C = _adapter("c", {"q": 1, "o": 5})
 def _product(adapter: PlacedAdapter, group: int, member: int) -> torch.Tensor | None:
     own = adapter.groups.get(group)
     part = own.parts[member] if own else None
-    return own.at[:, part.start : part.stop] @ part.bt if own and part else None
+    return (own.at[:, part.start : part.stop] @ part.bt) if own and part else None
 
 
 def test_own_columns_give_the_adapters_product_and_nothing_else() -> None:
@@ -51,7 +51,7 @@ def test_own_columns_give_the_adapters_product_and_nothing_else() -> None:
                 own = owners == pack.slots[adapter.digest]
                 assert bool(own.any()) == (expected is not None)
                 if expected is not None:
-                    got = packed.a[part.start : part.stop][own].t() @ part.bt[own]
+                    got = packed.at[:, part.start : part.stop][:, own] @ part.bt[own]
                     assert torch.allclose(got, expected)
 
 
