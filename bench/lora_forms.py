@@ -1,4 +1,4 @@
-"""The two forms of the batched LoRA product, over rows and adapters: where `adapters/forms.py` has its rates from."""
+"""The two forms of the batched LoRA product: the source of the rates in `adapters/forms.py`."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ def measure_forms(shape: str, rank: int, repeats: int) -> list[dict[str, Any]]:
     for rows, adapters in CASES:
         inputs = [torch.randn(rows, group[0][1]).to(dtype) for group in flat]
         edges = [rows * i // adapters for i in range(adapters + 1)]
-        segments = [
-            Segment(a, b, p) for a, b, p in zip(edges, edges[1:], placed, strict=False) if b > a
-        ]
+        segments = [Segment(a, b, p) for a, b, p in zip(edges, edges[1:], placed, strict=False) if b > a]
 
         def forward(inputs: list[torch.Tensor] = inputs) -> None:
             for group, x in zip(layers, inputs, strict=True):

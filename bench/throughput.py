@@ -7,77 +7,96 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.load import LoadResult, run_load
+from bench.load import run_load
 from bench.shapes import SHAPES, make_adapter, make_base
 from server.spawn import serving
 
 ADAPTERS = 32
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What each request of a load asks, and how often it is all repeated."""
+
+    prompt_tokens: int
+    new_tokens: int
+    vocabulary: int
+    repeats: int
+
+
 def measure(
-    shape: str, work: Path, *, clients: int, prompt_tokens: int, new_tokens: int, repeats: int, rank: int
+    shape: str,
+    work: Path,
+    *,
+    dtype: str,
+    clients: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+    rank: int,
 ) -> dict[str, Any]:
     """All measures of one shape, interleaved over `repeats` rounds so that noise falls on all alike."""
     base = make_base(shape, work / shape / "base")
     folders = [make_adapter(base, work / shape / f"r{rank}-{i}", rank, i) for i in range(ADAPTERS)]
     names = [f"a{index}" for index in range(ADAPTERS)]
-    vocabulary = SHAPES[shape][1]["vocab_size"]
-
-    def cases(count: int) -> dict[str, list[list[str]]]:
-        return {
-            "base": [["base"]] * count,
-            "1 adapter": [[names[0]]] * count,
-            "8 adapters": [[names[i % 8]] for i in range(count)],
-            "32 adapters": [[names[i]] for i in range(ADAPTERS)],
-        }
-
-    flags = ["--model", str(base), "--served-model-name", "base", "--adapter-memory-gb", "4"]
+    load = Workload(prompt_tokens, new_tokens, SHAPES[shape][1]["vocab_size"], repeats)
+    flags = ["--dtype", dtype, "--model", str(base), "--served-model-name", "base"]
+    flags += ["--adapter-memory-gb", "4", "--data-dir", str(work / shape / "data")]
     for name, folder in zip(names, folders, strict=True):
         flags += ["--adapter", f"{name}={folder}"]
-
-    def run(url: str, asked: list[list[str]], seed: int) -> LoadResult:
-        return asyncio.run(
-            run_load(
-                url,
-                asked,
-                prompt_tokens=prompt_tokens,
-                new_tokens=new_tokens,
-                vocabulary=vocabulary,
-                seed=seed,
-            )
-        )
-
-    results: dict[str, list[LoadResult]] = {}
-    with serving([*flags, "--data-dir", str(work / shape / "data")], work / "server.log") as url:
-        todo = {**cases(clients), "base, 32 clients": [["base"]] * 32}
-        for repeat in range(-1, repeats):  # the first round warms up
-            for case, asked in todo.items():
-                result = run(url, asked, repeat)
-                if repeat >= 0:
-                    results.setdefault(case, []).append(result)
-    merged = [*flags, "--merge", names[0], "--data-dir", str(work / shape / "data")]
-    with serving(merged, work / "server.log") as url:
-        for repeat in range(-1, repeats):
-            result = run(url, [[names[0]]] * clients, repeat)
-            if repeat >= 0:
-                results.setdefault("merged", []).append(result)
+    mixed = {
+        "base": ["base"] * clients,
+        "1 adapter": names[:1] * clients,
+        "8 adapters": [names[i % 8] for i in range(clients)],
+        "base, 32 clients": ["base"] * 32,
+        "32 adapters, 32 clients": names,
+    }
+    merged = {"base, beside merged": ["base"] * clients, "merged": names[:1] * clients}
+    over_http = _serve_and_ask(flags, mixed, load, work / "server.log")
+    over_http |= _serve_and_ask([*flags, "--merge", names[0]], merged, load, work / "server.log")
     job = {
         "base": str(base),
         "adapters": [str(folder) for folder in folders[:8]],
         "batch": clients,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
-        "repeats": max(2, repeats // 2),
+        "repeats": repeats,
         "threads": os.cpu_count(),
     }
-    return {
-        "over HTTP": {case: [asdict(result) for result in runs] for case, runs in results.items()},
-        "in process": _peft(job, work / "peft-job.json"),
+    in_process = {
+        f"{case}, {peer_dtype}": rates
+        for peer_dtype in ("bfloat16", "float32")
+        if dtype in ("auto", peer_dtype)
+        for case, rates in _peft({**job, "dtype": peer_dtype}, work / "peft-job.json").items()
     }
+    return {"over HTTP": over_http, "in process": in_process}
+
+
+def _serve_and_ask(
+    flags: list[str], cases: dict[str, list[str]], load: Workload, log: Path
+) -> dict[str, list[dict[str, float]]]:
+    """One server; every case once in each round, the first round unrecorded."""
+    results: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
+    with serving(flags, log) as url:
+        for repeat in range(-1, load.repeats):
+            for case, models in cases.items():
+                result = asyncio.run(
+                    run_load(
+                        url,
+                        [[model] for model in models],
+                        prompt_tokens=load.prompt_tokens,
+                        new_tokens=load.new_tokens,
+                        vocabulary=load.vocabulary,
+                        seed=repeat,
+                    )
+                )
+                if repeat >= 0:
+                    results[case].append(asdict(result))
+    return results
 
 
 def _peft(job: dict[str, Any], path: Path) -> dict[str, list[float]]:

@@ -22,7 +22,8 @@ def main(job: dict[str, Any]) -> dict[str, list[float]]:
 
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.bfloat16).eval()
+    dtype = getattr(torch, job["dtype"])
+    model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype).eval()
     batch, prompt, new = job["batch"], job["prompt_tokens"], job["new_tokens"]
     ids = torch.randint(3, model.config.vocab_size, (batch, prompt))
 
