@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -37,6 +39,9 @@ from training.base import BASE_NAME, MODEL_DIR
 log = logging.getLogger(__name__)
 _KV_SHARE = 0.25  # of free memory, when --kv-cache-gb is not given
 _KV_MOST_CPU = 4 * GIB
+_LAST_BYTES_SECONDS = 1
+INTERRUPTED = 130
+"""The shell's code for Ctrl-C."""
 
 
 class StartError(Exception):
@@ -170,7 +175,19 @@ def listen(settings: Settings) -> socket.socket:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn whose signals begin a drain and are not raised again, so that the process exits with 0."""
+    """Uvicorn that goes on listening after the first signal, until `should_exit`; the second one ends it all.
+
+    Signals are not raised again, so that a drained process exits with 0.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.asked_to_stop = asyncio.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.asked_to_stop.is_set():
+            os._exit(INTERRUPTED)  # whatever hangs; nothing needs tidying, as after kill -9
+        self.asked_to_stop.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -193,6 +210,10 @@ def serve(settings: Settings) -> None:
     sock = listen(settings)
     with sock:
         loaded = load(settings)
+        # What is loaded stays: the collector looks through it no more, neither in pauses while requests run
+        # nor for a whole second at the exit.
+        gc.collect()
+        gc.freeze()
         asyncio.run(_serve(settings, loaded, sock))
 
 
@@ -211,24 +232,27 @@ async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> Non
         app,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,  # `_drain` has waited for the answers
         lifespan="on",
     )
     server = _Uvicorn(config)
-    async with _running(engine, context):
-        announce = asyncio.create_task(_announce(server, settings, context, sock))
+    async with _running(engine):
+        beside = [
+            asyncio.create_task(_announce(server, settings, context, sock)),
+            asyncio.create_task(_drain(server, settings, context, engine)),
+        ]
         await server.serve(sockets=[sock])
-        announce.cancel()
+        for task in beside:
+            task.cancel()
     loaded.registry.close()
 
 
 @asynccontextmanager
-async def _running(engine: Engine, context: ServerContext) -> AsyncIterator[None]:
+async def _running(engine: Engine) -> AsyncIterator[None]:
     engine.start()
     try:
         yield
     finally:
-        context.draining = True
         await engine.drain(0)
 
 
@@ -243,6 +267,21 @@ async def _announce(
         f"at http://{host}:{sock.getsockname()[1]}",
         flush=True,
     )
-    while not server.should_exit:
-        await asyncio.sleep(0.05)
+
+
+async def _drain(server: _Uvicorn, settings: Settings, context: ServerContext, engine: Engine) -> None:
+    """From the first signal to the last answer of the requests that run by then.
+
+    The socket stays open meanwhile: load balancers see `/health` turn, and latecomers a 503 instead of a
+    refused connection. What has not ended in time ends with an error, and a client that does not even read
+    that, or never ends its upload, is cut off.
+    """
+    await server.asked_to_stop.wait()
     context.draining = True
+    running = set(server.server_state.tasks)
+    if running and (await asyncio.wait(running, timeout=settings.drain_seconds))[1]:
+        await engine.drain(0)
+        if (await asyncio.wait(running, timeout=_LAST_BYTES_SECONDS))[1]:
+            for connection in list(server.server_state.connections):
+                connection.transport.abort()
+    server.should_exit = True

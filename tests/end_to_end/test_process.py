@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -32,6 +33,13 @@ def ask(url: str, model: str, **fields: object) -> httpx.Response:
     return httpx.post(f"{url}/v1/completions", json=body, timeout=60)
 
 
+def wait_for(happens: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_running_answer_finish_and_exits_0(tmp_path: Path, number: signal.Signals) -> None:
     process, url = start_server(
@@ -51,15 +59,85 @@ def test_a_signal_lets_the_running_answer_finish_and_exits_0(tmp_path: Path, num
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+def test_while_it_drains_it_answers_health_and_refuses_new_work(tmp_path: Path) -> None:
+    process, url = start_server(
+        ["--port", "0", "--data-dir", str(tmp_path / "data")], tmp_path / "log", environment=ENVIRONMENT
+    )
+    body = {"model": "base", "prompt": "a", "max_tokens": 450, "ignore_eos": True, "stream": True, "n": 8}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.terminate()
+        wait_for(lambda: httpx.get(f"{url}/health").status_code == 503)
+        assert httpx.get(f"{url}/health").json()["status"] == "draining"
+        late = ask(url, "base")
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert process.wait(60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_what_a_drain_does_not_wait_for_ends_with_an_error(tmp_path: Path) -> None:
+    arguments = ["--port", "0", "--data-dir", str(tmp_path / "data"), "--drain-seconds", "0.1"]
+    process, url = start_server(arguments, tmp_path / "log", environment=ENVIRONMENT)
+    body = {"model": "base", "prompt": "a", "max_tokens": 450, "ignore_eos": True, "stream": True, "n": 8}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.terminate()
+        assert "shutting down" in [line for line in lines if line][-1]
+    assert process.wait(60) == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_an_upload_that_never_ends_does_not_stop_it_from_stopping(tmp_path: Path) -> None:
+    arguments = ["--port", "0", "--data-dir", str(tmp_path / "data"), "--drain-seconds", "0.1"]
+    process, url = start_server(arguments, tmp_path / "log", environment=ENVIRONMENT)
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+        client.sendall(
+            b"POST /v1/adapters HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+        )
+        wait_for(lambda: any((tmp_path / "data" / "uploads").glob("*")))
+        assert stop_server(process) == 0
+    assert not any((tmp_path / "data" / "uploads").glob("*"))
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    process, url = start_server(
+        ["--port", "0", "--data-dir", str(tmp_path / "data")], tmp_path / "log", environment=ENVIRONMENT
+    )
+    body = {"model": "base", "prompt": "a", "max_tokens": 450, "ignore_eos": True, "stream": True, "n": 8}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()  # as a temporary it would close the connection
+        next(lines)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: httpx.get(f"{url}/health").status_code == 503)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(1) == 130
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_an_idle_server_ends_promptly(tmp_path: Path) -> None:
+    process, url = start_server(
+        ["--port", "0", "--data-dir", str(tmp_path / "data")], tmp_path / "log", environment=ENVIRONMENT
+    )
+    with httpx.Client() as client:  # its connection stays open
+        assert client.get(f"{url}/health").status_code == 200
+        started = time.monotonic()
+        assert stop_server(process) == 0
+        assert time.monotonic() - started < 3  # half a second where nothing else runs
+
+
 def test_a_client_that_leaves_frees_what_it_held(tmp_path: Path) -> None:
     with serving(["--data-dir", str(tmp_path / "data")], tmp_path / "log", environment=ENVIRONMENT) as url:
         body = {"model": "base", "prompt": "a", "max_tokens": 450, "ignore_eos": True, "stream": True, "n": 4}
         with httpx.stream("POST", f"{url}/v1/completions", json=body) as response:
             next(response.iter_lines())
-        deadline = time.monotonic() + 5
-        while "multilora_requests_running 0.0" not in httpx.get(f"{url}/metrics").text:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(lambda: "multilora_requests_running 0.0" in httpx.get(f"{url}/metrics").text)
 
 
 def test_uploads_survive_kill_9(tmp_path: Path) -> None:
