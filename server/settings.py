@@ -7,6 +7,7 @@ Each field is a flag of `multilora serve` (`max_model_len` is `--max-model-len`)
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,6 +47,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    allow_host: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="name by which the server may be asked besides localhost and --host; repeat for more"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="type of the weights"
@@ -80,7 +84,7 @@ class Settings(BaseSettings):
     max_logprobs: int = Field(20, ge=0, description="most alternatives to report for each token")
     drain_seconds: float = Field(30.0, ge=0, description="how long a stopping server lets requests finish")
 
-    @field_validator("adapter", mode="before")
+    @field_validator("adapter", "allow_host", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """From the environment: entries separated by commas."""
@@ -94,6 +98,14 @@ class Settings(BaseSettings):
             if not name or not path:
                 raise ValueError(f"takes NAME=PATH, not {entry!r}")
         return value
+
+    @field_validator("allow_host")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if not re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.]+\]", entry):
+                raise ValueError(f"takes a host name without scheme and port, not {entry!r}")
+        return tuple(entry.lower() for entry in value)
 
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:

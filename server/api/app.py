@@ -12,6 +12,7 @@ from server.api import adapters, chat, completions, health, models, vllm
 from server.api.context import ServerContext
 from server.api.errors import add_error_handlers
 from server.api.limits import BodyLimit
+from server.api.origins import SameOrigin
 from server.api.upload import remove_left_over
 
 
@@ -27,6 +28,7 @@ def create_app(context: ServerContext) -> FastAPI:
     app = FastAPI(title="Multilora", openapi_url=None, lifespan=lifespan)
     app.state.context = context
     app.add_middleware(BodyLimit, settings=context.settings)
+    app.add_middleware(SameOrigin, settings=context.settings)
     add_error_handlers(app)
     for module in (chat, completions, models, adapters, vllm, health):
         app.include_router(module.router)

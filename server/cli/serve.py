@@ -23,10 +23,9 @@ def add_parser(verbs: Verbs) -> None:
             parser.add_argument(
                 flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
             )
-        elif name == "adapter":
-            parser.add_argument(
-                flag, action="append", metavar="NAME=PATH", default=argparse.SUPPRESS, help=text
-            )
+        elif get_origin(field.annotation) is tuple:
+            metavar = "NAME=PATH" if name == "adapter" else "NAME"
+            parser.add_argument(flag, action="append", metavar=metavar, default=argparse.SUPPRESS, help=text)
         else:
             shown = "" if field.default is None or field.is_required() else f" (default: {field.default})"
             if field.default_factory is not None or "default:" in text:

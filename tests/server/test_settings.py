@@ -32,6 +32,7 @@ def test_every_setting_has_a_default_and_a_description() -> None:
         ("data_dir", "/data", Path("/data")),
         ("adapter", "a=/x,b=/y", ("a=/x", "b=/y")),
         ("adapter", "a=/x", ("a=/x",)),
+        ("allow_host", "Shop.example,[::1]", ("shop.example", "[::1]")),
     ],
 )
 def test_the_environment_sets_them(
@@ -67,6 +68,8 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("max_running", "0"),
         ("prefix_cache", "perhaps"),
         ("drain_seconds", "-1"),
+        ("allow_host", "https://shop.example"),
+        ("allow_host", "shop.example:80"),
         ("adapter", "no-path"),
         ("adapter", "=path"),
         ("adapter", "name="),

@@ -247,7 +247,13 @@ class FakeRegistry:
 
 def make_context(data_dir: Path, script: Script | None = None, **settings: object) -> ServerContext:
     """A context on fakes; settings that tests want small are small."""
-    small = {"max_n": 4, "max_logprobs": 3, "max_body_mb": 1, "max_adapter_mb": 1}
+    small = {
+        "max_n": 4,
+        "max_logprobs": 3,
+        "max_body_mb": 1,
+        "max_adapter_mb": 1,
+        "allow_host": ("testserver",),
+    }
     values: dict[str, Any] = {**small, **settings}
     return ServerContext(
         settings=Settings(data_dir=data_dir, **values),
