@@ -261,12 +261,17 @@ async def _announce(
 ) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(
         f"multilora serves {context.base.name} and {len(context.registry.list())} adapter versions "
-        f"at http://{host}:{sock.getsockname()[1]}",
+        f"at {local_url(settings.host, sock.getsockname()[1])}",
         flush=True,
     )
+
+
+def local_url(host: str, port: int) -> str:
+    """An address that can be opened on this machine: "all addresses" is none."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _drain(server: _Uvicorn, settings: Settings, context: ServerContext, engine: Engine) -> None:

@@ -23,13 +23,22 @@ BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2
 WHOLE = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 
 
+class _Registry(CollectorRegistry):
+    """Without the `..._created` series, which nobody here reads; the library can only drop them globally."""
+
+    def collect(self) -> Iterator[Metric]:
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
+
+
 class Metrics:
     """The counters of one server, in a registry of their own: two servers in a process don't mix."""
 
     def __init__(
         self, stats: Callable[[], EngineStats], model: str, max_running: int, max_labels: int = MAX_LABELS
     ) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = _Registry()
         self._labels: set[str] = set()
         self._max_labels = max_labels
         self._active: dict[str, Bag[str]] = {}

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from pydantic import ValidationError
 
@@ -15,8 +16,11 @@ from server.cli import merge, serve
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
-        prog="multilora", description="One frozen base model, many LoRA adapters in one batch."
+        prog="multilora",
+        description="One frozen base model, many LoRA adapters in one batch.",
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"multilora {version('multilora')}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve.add_parser(verbs)
     merge.add_parser(verbs)

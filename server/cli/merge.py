@@ -10,7 +10,9 @@ from typing import Any
 
 def add_parser(verbs: Any) -> None:
     """Add the verb."""
-    parser = verbs.add_parser("merge", help="write a base with one adapter merged as a plain model folder")
+    parser = verbs.add_parser(
+        "merge", help="write a base with one adapter merged as a plain model folder", allow_abbrev=False
+    )
     parser.add_argument("--model", required=True, help="base model: a folder or a hub id")
     parser.add_argument("--adapter", required=True, type=Path, help="adapter folder")
     parser.add_argument(

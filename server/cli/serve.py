@@ -15,7 +15,9 @@ Verbs = Any  # argparse does not export the type of add_subparsers()
 
 def add_parser(verbs: Verbs) -> None:
     """Add the verb with one flag for each setting."""
-    parser = verbs.add_parser("serve", help="serve a base model and its adapters over HTTP")
+    parser = verbs.add_parser(
+        "serve", help="serve a base model and its adapters over HTTP", allow_abbrev=False
+    )
     for name, field in Settings.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
         text = (field.description or "").replace("%", "%%")

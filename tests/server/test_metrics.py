@@ -87,6 +87,13 @@ def test_names_are_known_as_long_as_requests_hold_them() -> None:
     assert metrics.active_names(["d"]) == []
 
 
+def test_times_of_birth_are_not_shown() -> None:
+    metrics = make()
+    metrics.count("a@1", "success")
+
+    assert b"_created" not in metrics.render()
+
+
 def test_many_adapters_share_one_series_beyond_the_cap() -> None:
     metrics = make(max_labels=2)
     for adapter in ("a@1", "b@1", "c@1", "d@1", "a@1"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 import pytest
 
@@ -24,6 +25,21 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "serve" in shown
     assert "merge" in shown
+
+
+def test_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert re.fullmatch(r"multilora \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("arguments", [["--vers"], ["serve", "--mod", "x"], ["merge", "--mod", "x"]])
+def test_flags_are_not_guessed(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """Else a flag of a later version would change what a script of today means."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
 
 
 @pytest.mark.parametrize(
