@@ -33,6 +33,7 @@ from server.engine.base import ServedModel
 from server.engine.core import EngineConfig, EngineCore
 from server.engine.engine import Engine
 from server.engine.loading import UnsupportedModel
+from server.machine import free_memory
 from server.settings import GIB, MIB, Settings
 from training.base import BASE_NAME, MODEL_DIR
 
@@ -157,8 +158,7 @@ def _default_kv_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * 0.8)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(int(free * _KV_SHARE), _KV_MOST_CPU)
+    return min(int(free_memory() * _KV_SHARE), _KV_MOST_CPU)
 
 
 def listen(settings: Settings) -> socket.socket:
