@@ -54,6 +54,16 @@ class EngineCore:
         config: EngineConfig,
         end_tokens: frozenset[int] = frozenset(),
     ) -> None:
+        """Takes the KV cache's memory.
+
+        Raises:
+            ValueError: a request of the greatest length would find no room even when alone.
+        """
+        if config.max_model_len > config.kv_blocks * config.block_size:
+            raise ValueError(
+                f"max_model_len is {config.max_model_len}, but {config.kv_blocks} KV blocks of "
+                f"{config.block_size} hold fewer tokens"
+            )
         self.model = model
         self.config = config
         self.residency = residency

@@ -32,6 +32,7 @@ class Engine:
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
+        self._stopped = False
         self._draining = False
         self._healthy = True
         self._stats = core.stats()
@@ -57,7 +58,8 @@ class Engine:
         self._streams[request.request_id] = stream
         finished = False
         try:
-            self._command(lambda: self._submit(request))
+            if not self._command(lambda: self._submit(request)):
+                raise EngineError("the engine has stopped")
             while not finished:
                 result = await stream.get()
                 finished = not isinstance(result, GenerationOutput) or result.finish_reason is not None
@@ -87,7 +89,11 @@ class Engine:
         return self._draining
 
     async def call(self, function: Callable[[EngineCore], T]) -> T:
-        """Run `function` on the core between two steps."""
+        """Run `function` on the core between two steps.
+
+        Raises:
+            EngineError: the engine has stopped.
+        """
         future: Future[T] = Future()
 
         def run() -> None:
@@ -98,7 +104,8 @@ class Engine:
             except BaseException as error:
                 future.set_exception(error)
 
-        self._command(run)
+        if not self._command(run):
+            raise EngineError("the engine has stopped")
         return await asyncio.wrap_future(future)
 
     async def drain(self, seconds: float) -> None:
@@ -114,10 +121,13 @@ class Engine:
         for stream in self._streams.values():
             stream.put_nowait(EngineError("the server is shutting down"))
 
-    def _command(self, command: Callable[[], None]) -> None:
+    def _command(self, command: Callable[[], None]) -> bool:
+        """Have `command` run by the thread between two steps; False once there is no thread."""
         with self._wake:
-            self._commands.append(command)
-            self._wake.notify()
+            if not self._stopped:
+                self._commands.append(command)
+                self._wake.notify()
+            return not self._stopped
 
     def _notify(self) -> None:
         with self._wake:
@@ -131,6 +141,17 @@ class Engine:
             self._deliver([(request.request_id, refusal)])
 
     def _work(self) -> None:
+        try:
+            self._step_until_stopped()
+        finally:
+            with self._wake:
+                self._stopped = True
+                left = [*self._commands]
+                self._commands.clear()
+            for command in left:
+                command()
+
+    def _step_until_stopped(self) -> None:
         failures = 0
         idle = False
         while not self._stopping:

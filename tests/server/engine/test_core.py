@@ -47,6 +47,14 @@ def test_refuses_what_can_never_fit(llama: Family) -> None:
         assert len(_one(core, max_tokens=7).tokens) == 7
 
 
+def test_refuses_a_context_that_its_blocks_can_not_hold(llama: Family) -> None:
+    with (
+        pytest.raises(ValueError, match="max_model_len is 65, but 8 KV blocks of 8 hold fewer tokens"),
+        engine_core(llama, max_model_len=65, kv_blocks=8),
+    ):
+        pass
+
+
 def test_refuses_an_id_in_use_but_takes_it_again_later(llama: Family) -> None:
     with engine_core(llama) as core:
         core.submit(ask("x", PROMPT))

@@ -225,6 +225,29 @@ def test_calls_run_between_steps_and_bring_back_results_and_errors(llama: Family
     _run(test)
 
 
+def test_a_call_after_the_end_fails_at_once(llama: Family) -> None:
+    async def test() -> None:
+        async with _engine(llama) as (engine, _):
+            held, release = threading.Event(), threading.Event()
+
+            def hold(core: EngineCore) -> None:
+                held.set()
+                assert release.wait(30)
+
+            first = asyncio.create_task(engine.call(hold))
+            await _until(held.is_set)
+            last = asyncio.create_task(engine.call(lambda core: 1))
+            drained = asyncio.create_task(engine.drain(0))
+            await asyncio.sleep(0.01)
+            release.set()
+            await asyncio.gather(first, drained)
+            assert await last == 1  # it came in time
+            with pytest.raises(EngineError, match="has stopped"):
+                await engine.call(lambda core: 1)
+
+    _run(test)
+
+
 def test_a_call_given_up_does_not_hurt_the_engine(llama: Family) -> None:
     """Its caller went away while it waited for a step to end."""
 
