@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
@@ -44,7 +44,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationOutput]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationOutput, None]:
         """The outputs of one request as they come. Closing the iterator early aborts the request.
 
         Raises:

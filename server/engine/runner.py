@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.batched import Segment
+from adapters.forms import Segment
 from server.engine.attention import AttentionPlan, KVCache, Span
 from server.engine.base import ServedModel
 from server.engine.scheduler import Plan

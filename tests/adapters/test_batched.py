@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from adapters import batched, forms
+from adapters import forms
 from adapters.batched import AdapterBatch, BatchedLinear
 from adapters.delta import AdapterWeights, ModuleDelta
 from adapters.forms import Segment
+from adapters.linear import make_linear
 from adapters.pack import PackCache
 from adapters.placed import place
 
@@ -171,7 +172,7 @@ def test_the_concatenation_is_kept_while_it_serves() -> None:
 def test_merged_copies_are_used_only_when_told() -> None:
     stand = Stand()
     layer, x = stand.layers["q"], _random(2, 6, seed=0)
-    layer.merged = batched.make_linear(2 * WEIGHTS["q"], None)
+    layer.merged = make_linear(2 * WEIGHTS["q"], None)
     assert torch.allclose(layer(x), x @ WEIGHTS["q"].t(), atol=1e-5)
     stand.batch.use_merged = True
     assert torch.allclose(layer(x), 2 * x @ WEIGHTS["q"].t(), atol=1e-5)

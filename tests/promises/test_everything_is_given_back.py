@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from typing import Any
 
 from adapters.delta import AdapterWeights
 from server.engine.core import EngineCore
@@ -27,7 +28,7 @@ def _state(core: EngineCore, request_id: str) -> str:
 def test_five_hundred_aborts_in_every_state(families: Families) -> None:
     family = families("llama")
     chance = random.Random(1)
-    sizes = {"kv_blocks": 16, "max_model_len": 100, "max_running": 5, "max_waiting": 40}
+    sizes: dict[str, Any] = {"kv_blocks": 16, "max_model_len": 100, "max_running": 5, "max_waiting": 40}
     states: Counter[str] = Counter()
     with engine_core(family, budget=one_adapter(family), prefill=6, **sizes) as core:
         count = 0

@@ -18,7 +18,7 @@ SIX = ("llama", "qwen2", "qwen3", "mistral", "gpt2", "opt")
 MORE = ("gemma2", "gemma3_text", "gpt_oss", "phi3")
 PROMPTS = prompts(3, 17, 34)
 TOKENS = 10
-ROUGH = {"kv_blocks": 11, "max_model_len": 48, "max_batch_tokens": 16, "max_running": 8}
+ROUGH: dict[str, Any] = {"kv_blocks": 11, "max_model_len": 48, "max_batch_tokens": 16, "max_running": 8}
 
 
 def _mixed(family: Family) -> list[GenerationRequest]:

@@ -97,7 +97,7 @@ def test_unknown_arguments_are_errors_and_unknown_variables_are_told() -> None:
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
-        Settings().port = 1
+        Settings().port = 1  # type: ignore[misc]
 
 
 def test_the_data_directory_follows_the_desktop_standard(monkeypatch: pytest.MonkeyPatch) -> None:

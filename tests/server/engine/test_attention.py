@@ -112,7 +112,7 @@ class Batch:
             )
         assert weights is None
         assert out.shape == (1, start, shape.heads, shape.value_dim)
-        return list(out[0].split([new for _, new in self.parts]))
+        return list(torch.split(out[0], [new for _, new in self.parts]))
 
     def dense(self) -> list[Tensor]:
         rows = zip(self.q, self.k, self.v, strict=True)
@@ -216,7 +216,7 @@ def test_a_plan_ends_with_its_pass() -> None:
     batch = Batch(Shape(), [(3, 3)])
     batch.paged()
     with pytest.raises(LookupError):
-        paged_attention(Layer(), *[torch.zeros(1, 4, 3, 8)] * 3, None)
+        paged_attention(Layer(), *(torch.zeros(1, 4, 3, 8),) * 3, None)
 
 
 def test_registers_with_transformers() -> None:

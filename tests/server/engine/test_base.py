@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, T5ForConditionalGeneration
 
+from adapters.linear import make_linear
 from adapters.placed import place
 from server.engine import attention
 from server.engine.attention import paged_attention
@@ -165,5 +166,5 @@ def test_its_checksum_sees_any_changed_weight(families: Families) -> None:
     layer = model.linears["model.layers.1.mlp.up_proj"]
     changed = layer.weight.clone()
     changed[2, 5] += 1e-3
-    layer.linear = type(layer.linear)(changed, layer.bias)
+    layer.linear = make_linear(changed, layer.bias)
     assert model.checksum() != before

@@ -209,7 +209,7 @@ def test_logprobs_come_only_when_asked_for(llama: Family) -> None:
 
 
 def test_a_seed_repeats_its_answer_in_company_and_after_preemption(llama: Family) -> None:
-    sampling = {"temperature": 1.0, "seed": 11, "max_tokens": 20}
+    sampling: dict[str, Any] = {"temperature": 1.0, "seed": 11, "max_tokens": 20}
     with engine_core(llama) as core:
         alone = _one(core, **sampling).tokens
     with engine_core(llama, kv_blocks=7, max_model_len=56, prefill=4, prefix_cache=False) as core:

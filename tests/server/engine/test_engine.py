@@ -37,7 +37,7 @@ async def _engine(family: Family, **options: Any) -> AsyncIterator[tuple[Engine,
 
 
 async def _answer(engine: Engine, request: GenerationRequest) -> tuple[str, list[int]]:
-    text, tokens = "", []
+    text, tokens = "", list[int]()
     async for output in engine.generate(request):
         assert output.request_id == request.request_id
         text += output.text

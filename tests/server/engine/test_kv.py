@@ -20,8 +20,14 @@ def _chain(*blocks: list[int], root: bytes = b"root") -> list[bytes]:
 
 
 def test_a_root_tells_scope_base_and_adapter_apart() -> None:
-    triples = [("a", "b", "c"), ("ab", "", "c"), ("a", "bc", None), ("", "abc", None), ("", "ab", "c")]
-    triples += list(permutations(("a", "b", "c")))[1:]
+    triples: list[tuple[str, str, str | None]] = [
+        ("a", "b", "c"),
+        ("ab", "", "c"),
+        ("a", "bc", None),
+        ("", "abc", None),
+        ("", "ab", "c"),
+    ]
+    triples += [(scope, base, adapter) for scope, base, adapter in permutations("abc")][1:]
     roots = [root_hash(scope, base, adapter) for scope, base, adapter in triples]
     assert len(set(roots)) == len(triples)
     assert root_hash("a", "b", None) == root_hash("a", "b", None)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.batched import Segment
+from adapters.forms import Segment
 from server.engine.attention import AttentionPlan
 from server.engine.core import EngineCore
 from tests.kit import Families, Family, ask, engine_core, preload, prompts, run_all
