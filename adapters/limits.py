@@ -15,6 +15,7 @@ class AdapterLimits:
         max_config_bytes: largest `adapter_config.json`.
         max_tensors: most tensors in one file.
         max_adapters: most live adapter versions in one registry.
+        max_memory_bytes: most that one adapter may take in the type that it is served in; None: no bound.
     """
 
     max_rank: int = 256
@@ -22,3 +23,4 @@ class AdapterLimits:
     max_config_bytes: int = 1024**2
     max_tensors: int = 100_000
     max_adapters: int = 100_000
+    max_memory_bytes: int | None = None

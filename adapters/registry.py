@@ -23,7 +23,13 @@ from adapters.catalog import AdapterVersion, Catalog
 from adapters.config import parse_config
 from adapters.delta import AdapterWeights
 from adapters.digest import content_digest
-from adapters.errors import AdapterConflict, AdapterNotFound, InvalidAdapter, InvalidName
+from adapters.errors import (
+    AdapterConflict,
+    AdapterNotFound,
+    AdapterTooLarge,
+    InvalidAdapter,
+    InvalidName,
+)
 from adapters.limits import AdapterLimits
 from adapters.names import check_new_name, parse_ref
 from adapters.reader import AdapterPlan, plan_adapter, read_adapter, read_deltas
@@ -195,6 +201,7 @@ class Registry:
         plan = plan_adapter(
             parse_config(config, self._limits), read_header(weights, self._limits), self._base
         )
+        self._check_memory(plan)
         for module, delta in read_deltas(plan, weights):
             if self._dtype is not None and not delta.fits(self._dtype):
                 raise InvalidAdapter(
@@ -202,6 +209,15 @@ class Registry:
                     "start with --dtype float32"
                 )
         return plan
+
+    def _check_memory(self, plan: AdapterPlan) -> None:
+        most = self._limits.max_memory_bytes
+        needed = plan.parameters * (self._dtype or torch.float32).itemsize
+        if most is not None and needed > most:
+            raise AdapterTooLarge(
+                f"the adapter takes {needed / 2**20:.1f} MiB in memory, more than all adapters together may "
+                f"({most / 2**20:.1f} MiB); raise --adapter-memory-gb"
+            )
 
     def _check_digest(self, digest: str, config: bytes, weights: Path) -> None:
         """Hash the files the first time that this process reads them, and whenever they were replaced."""

@@ -106,10 +106,11 @@ def _publish(registry: Registry, entry: str) -> AdapterVersion:
 
 
 def _limits(settings: Settings) -> AdapterLimits:
-    """A file that could not be held in memory as a whole is refused at the door."""
-    most = min(settings.max_adapter_mb * MIB, int(settings.adapter_memory_gb * GIB))
     return AdapterLimits(
-        max_rank=settings.max_adapter_rank, max_file_bytes=most, max_adapters=settings.max_adapters
+        max_rank=settings.max_adapter_rank,
+        max_file_bytes=settings.max_adapter_mb * MIB,
+        max_adapters=settings.max_adapters,
+        max_memory_bytes=int(settings.adapter_memory_gb * GIB),
     )
 
 

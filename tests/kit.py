@@ -139,7 +139,7 @@ class FixedPacer:
     def __init__(self, budget: int) -> None:
         self.budget = budget
 
-    def prefill_budget(self, decodes: int) -> int:
+    def prefill_budget(self, decodes: int, prompts: int = 1) -> int:
         return self.budget
 
     def record(self, decodes: int, prefill: int, seconds: float) -> None:

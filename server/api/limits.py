@@ -1,20 +1,27 @@
-"""Bounds on request bodies: by the declared length, and again while the bytes come in."""
+"""Bounds on request bodies: by the declared length, and again while the bytes come in.
+
+A client that is still sending when it is refused would get a reset instead of the answer. So what is left of
+a body is read and thrown away before an error is sent, as far as that is bounded.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import APIError
 from server.settings import MIB, Settings
 
 UPLOAD_PATH = "/v1/adapters"
+DISCARD_BYTES = 64 * MIB
+DISCARD_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class BodyLimit:
-    """ASGI middleware: a body over its route's limit is a 413, and never more than the limit is read."""
+    """ASGI middleware: a body over its route's limit is a 413, and never more than the limit is kept."""
 
     app: ASGIApp
     settings: Settings
@@ -24,20 +31,28 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         limit = self._limit(scope["path"])
-        if _declared_length(scope) > limit:
-            await _too_large(limit).response()(scope, receive, send)
-            return
         received = 0
+        # A client that asked first ("Expect: 100-continue") sends nothing before it is told to.
+        sending = _header(scope, b"expect") is None
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, sending
             message = await receive()
+            sending = bool(message.get("more_body"))
             received += len(message.get("body", b""))
             if received > limit:
                 raise _too_large(limit)
             return message
 
-        await self.app(scope, counted, send)
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400 and sending:
+                await _discard(receive)
+            await send(message)
+
+        if _declared_length(scope) > limit:
+            await _too_large(limit).response()(scope, receive, answer)
+        else:
+            await self.app(scope, counted, answer)
 
     def _limit(self, path: str) -> int:
         # One MiB beside the weights, for the config, the name and the multipart framing.
@@ -45,10 +60,23 @@ class BodyLimit:
 
 
 def _declared_length(scope: Scope) -> int:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value[:20])
-    return 0
+    value = _header(scope, b"content-length") or b""
+    return int(value[:20]) if value.isdigit() else 0
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
+    return next((value for name, value in scope["headers"] if name == wanted), None)
+
+
+async def _discard(receive: Receive) -> None:
+    """Read to the end of the body, or as far as the bounds go."""
+    left = DISCARD_BYTES
+    with anyio.move_on_after(DISCARD_SECONDS):
+        while left > 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if not message.get("more_body"):
+                return
 
 
 def _too_large(limit: int) -> APIError:

@@ -70,9 +70,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Attention of some rows in one call: `slots` `(sequences, kv)`, `mask` `(sequences, 1, queries, kv)`."""
+    """Attention of some rows in one call: `slots` `(sequences, kv)`, `mask` `(sequences, 1, queries, kv)`.
 
-    rows: Tensor
+    `rows` is a slice where they lie side by side, which saves copies.
+    """
+
+    rows: Tensor | slice
     queries: int
     slots: Tensor
     mask: Tensor | None
@@ -112,7 +115,10 @@ def _similar(spans: Sequence[Span], window: int | None) -> list[list[Span]]:
 
 def _gather_single(spans: Sequence[Span], window: int | None) -> Gather:
     kept = [span.slots[-window:] if window else span.slots for span in spans]
-    rows = torch.tensor([span.start for span in spans], device=kept[0].device)
+    starts = [span.start for span in spans]
+    rows: Tensor | slice = slice(starts[0], starts[-1] + 1)
+    if starts != list(range(starts[0], starts[-1] + 1)):
+        rows = torch.tensor(starts, device=kept[0].device)
     lengths = torch.tensor([len(slots) for slots in kept], device=kept[0].device)
     width = max(len(slots) for slots in kept)
     # Padding repeats the sequence's own first slot: one never written to may hold NaN, which no mask hides.
@@ -133,7 +139,7 @@ def _gather_chunk(span: Span, window: int | None) -> Gather:
     mask = holds <= asks
     if window:
         mask &= holds > asks - window
-    return Gather(torch.arange(span.start, span.stop, device=device), queries, slots[None], mask[None, None])
+    return Gather(slice(span.start, span.stop), queries, slots[None], mask[None, None])
 
 
 _plan: ContextVar[AttentionPlan] = ContextVar("attention_plan")
@@ -180,14 +186,18 @@ def paged_attention(
     keys, values = plan.cache.write(layer, plan.write, key[0].transpose(0, 1), value[0].transpose(0, 1))
     rows = query[0].transpose(0, 1)
     scale = rows.shape[-1] ** -0.5 if scaling is None else scaling
+    gathers = plan.gathers(sliding_window)
+    parts = [_attend(rows[g.rows], keys, values, g, scale, softcap, s_aux) for g in gathers]
+    if len(parts) == 1:
+        return parts[0][None], None
     out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[-1])
-    for gather in plan.gathers(sliding_window):
-        out.index_copy_(0, gather.rows, _attend(rows, keys, values, gather, scale, softcap, s_aux))
+    for gather, part in zip(gathers, parts, strict=True):
+        out[gather.rows] = part
     return out[None], None
 
 
 def _attend(
-    rows: Tensor,
+    query: Tensor,
     keys: Tensor,
     values: Tensor,
     gather: Gather,
@@ -195,13 +205,14 @@ def _attend(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
+    """`query`: the gather's rows, `(rows, heads, head_dim)`; returns the like of `values`' width."""
     sequences, kv = gather.slots.shape
-    heads, kv_heads, queries = rows.shape[1], keys.shape[1], gather.queries
+    heads, kv_heads, queries = query.shape[1], keys.shape[1], gather.queries
     packed = heads // kv_heads
     flat = gather.slots.view(-1)
     k = keys.index_select(0, flat).view(sequences, kv, kv_heads, -1).transpose(1, 2)
     v = values.index_select(0, flat).view(sequences, kv, kv_heads, -1).transpose(1, 2)
-    q = rows.index_select(0, gather.rows).view(sequences, queries, kv_heads, packed, -1)
+    q = query.reshape(sequences, queries, kv_heads, packed, -1)
     q = q.permute(0, 2, 3, 1, 4).reshape(sequences, kv_heads, packed * queries, -1)
     mask = gather.mask
     if mask is not None and queries > 1:

@@ -66,7 +66,8 @@ class Scheduler:
         for sequence in [s for s in self.running if s.decoding]:
             if sequence in self.running and self._grow(sequence, 1, plan):
                 plan[sequence] = 1
-        room = self.pacer.prefill_budget(len(plan))
+        prompts = len(self.running) - len(plan) + len(self.queue)
+        room = self.pacer.prefill_budget(len(plan), prompts)
         room = min(room, self._max_batch_tokens - len(plan))
         for sequence in sorted((s for s in self.running if not s.decoding), key=self.queue.served):
             if sequence in self.running:

@@ -96,6 +96,20 @@ def test_bad_uploads_leave_nothing(registry: Registry, files: AdapterFiles, tmp_
     assert blobs(tmp_path) == set()
 
 
+def test_an_adapter_that_can_never_be_in_memory(tmp_path: Path, base: BaseSpec, files: AdapterFiles) -> None:
+    numbers = sum(tensor.numel() for tensor in files.tensors().values())
+    for dtype in (torch.bfloat16, torch.float32):
+        exact = replace(LIMITS, max_memory_bytes=numbers * dtype.itemsize)
+        with Registry(tmp_path / str(dtype), base, exact, dtype) as registry:
+            assert registry.publish("fits", files.config, files.weights)[1]
+        short = replace(exact, max_memory_bytes=numbers * dtype.itemsize - 1)
+        with (
+            Registry(tmp_path / str(dtype), base, short, dtype) as registry,
+            pytest.raises(AdapterTooLarge, match="raise --adapter-memory-gb"),
+        ):
+            registry.publish("large", files.config, files.weights)
+
+
 def test_values_too_large_for_the_type_that_is_served(
     tmp_path: Path, base: BaseSpec, files: AdapterFiles
 ) -> None:

@@ -52,3 +52,12 @@ def test_it_follows_slowly() -> None:
     pacer.record(4, 0, 0.1)
     pacer.record(4, 0, 0.6)  # one outlier moves the mean by a fifth
     assert pacer.prefill_budget(4) == 200
+
+
+def test_many_prompts_beside_few_answers_may_take_longer() -> None:
+    pacer = Pacer(1000)
+    pacer.record(8, 0, 0.1)
+    pacer.record(0, 100, 0.1)
+    assert pacer.prefill_budget(8, 1) == pacer.prefill_budget(8, 8) == 100
+    assert pacer.prefill_budget(1, 7) == 700
+    assert pacer.prefill_budget(1, 70) == 1000  # the most that one step may hold
