@@ -92,7 +92,7 @@ def train_live() -> Path:
     import torch
     from transformers.utils import logging
 
-    from training.base.adapters import train_task
+    from training.base.shipped import train_task
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()

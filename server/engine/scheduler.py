@@ -65,7 +65,7 @@ class Scheduler:
         plan: Plan = {}
         for sequence in [s for s in self.running if s.decoding]:
             if sequence in self.running and self._grow(sequence, 1, plan):
-                plan[sequence] = 1
+                self._plan(sequence, 1, plan)
         prompts = len(self.running) - len(plan) + len(self.queue)
         room = self.pacer.prefill_budget(len(plan), prompts)
         room = min(room, self._max_batch_tokens - len(plan))
@@ -75,10 +75,9 @@ class Scheduler:
         return plan, self._admit(room, plan)
 
     def advance(self, plan: Plan) -> None:
-        """The step was computed: count it, and make its full blocks findable."""
+        """The step was computed: make its full blocks findable."""
         for sequence, tokens in plan.items():
             sequence.computed += tokens
-            self.queue.charge(sequence.turn, tokens)
             if self._prefix_cache:
                 full = sequence.computed // self.pool.block_size
                 hashes = sequence.hashes(sequence.computed)
@@ -92,8 +91,13 @@ class Scheduler:
             tokens = min(tokens, _SCORED_CHUNK)
         if tokens <= 0 or not self._grow(sequence, tokens, plan):
             return 0
-        plan[sequence] = tokens
+        self._plan(sequence, tokens, plan)
         return tokens
+
+    def _plan(self, sequence: Sequence, tokens: int, plan: Plan) -> None:
+        """Charged at once, so that turns alternate among the newcomers of one step too."""
+        plan[sequence] = tokens
+        self.queue.charge(sequence.turn, tokens)
 
     def _grow(self, sequence: Sequence, tokens: int, plan: Plan) -> bool:
         """Give it blocks for `tokens` more, preempting the newest. False: it was the newest itself."""

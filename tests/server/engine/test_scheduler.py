@@ -277,3 +277,19 @@ def test_a_request_that_fills_the_whole_cache_runs(families: Families, max_token
         answers = run_all(core, [ask("x", prompt, max_tokens=max_tokens, prompt_logprobs=0)])
         assert len(answers["x"].prompt_logprobs or ()) == len(prompt)
         assert len(answers["x"].tokens) == max_tokens
+
+
+def test_turns_alternate_among_the_newcomers_of_one_step(
+    families: Families, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = families("llama")
+    flood, other = list(family.adapters)[:2]
+    with engine_core(family, max_running=4, prefix_cache=False) as core:
+        preload(core, flood, other)
+        plans = _plans(core, monkeypatch)
+        for index, prompt in enumerate(prompts(*[6] * 8)):
+            core.submit(ask(f"flood{index}", prompt, flood, max_tokens=8))
+        for index, prompt in enumerate(prompts(6, 6, seed=5)):
+            core.submit(ask(f"other{index}", prompt, other, max_tokens=8))
+        step(core)
+        assert sorted(plans[0]) == ["flood0", "flood1", "other0", "other1"]

@@ -1,6 +1,6 @@
 """Trains the adapters that are shipped with the base, one for each of the demo's tenants but the live one.
 
-python -m training.base.adapters
+python -m training.base.shipped
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def held_out_match(task: str, adapter: Path, base: Path = MODEL_DIR, cases: int 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.base.adapters", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.base.shipped", description=__doc__)
     parser.add_argument("--base", type=Path, default=MODEL_DIR)
     parser.add_argument("--output", type=Path, default=ADAPTERS_DIR)
     parser.add_argument(

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.base import ADAPTERS_DIR, BASE_NAME, MODEL_DIR, shipped_adapters
-from training.base.adapters import held_out_match
+from training.base.shipped import held_out_match
 from training.evaluate import exact_match
 from training.tasks import LIVE_TASK, TASKS, make_examples
 
