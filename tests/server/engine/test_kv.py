@@ -182,3 +182,11 @@ def test_no_sequence_of_actions_loses_a_block_or_serves_foreign_content(
         pool.check([blocks for blocks, _ in live])
     for blocks, hashes in live:
         assert [written[block] for block in blocks] == hashes
+
+
+def test_scope_base_and_adapter_each_root_their_own_chain() -> None:
+    roots = {
+        root_hash(*parts) for parts in (("", "b", None), ("s", "b", None), ("", "c", None), ("", "b", "a"))
+    }
+    assert len(roots) == 4
+    assert root_hash("ab", "c", "d") != root_hash("a", "bc", "d")
