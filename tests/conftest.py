@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.gpu import DEVICE  # before all that imports triton
 from tests.kit import Families
 
 
@@ -12,6 +13,12 @@ from tests.kit import Families
 def one_thread() -> None:
     """Tests run on small shared machines; more threads make tiny products slower."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    """The GPU; where there is none, the CPU with Triton's interpreter."""
+    return DEVICE
 
 
 @pytest.fixture(scope="session")
