@@ -1,0 +1,255 @@
+// Products of few rows with a frozen weight, and with the adapters of each row, at the speed of memory.
+//
+// A weight W (outputs x inputs) is stored as panels of 16 outputs: panel p holds, for every input k, the 16
+// numbers W[16p .. 16p+15][k] side by side. One vector register then holds 16 outputs, and a row's product is
+// one chain of multiply-adds over k, the same chain whatever stands beside it: a row's result does not depend
+// on the other rows, nor on how many there are.
+//
+// Panels are float32, or bfloat16 where that loses nothing: half the bytes, same result.
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr int FEW = 6;     // rows for which four panels' sums fit into the registers
+constexpr int MANY = 14;   // rows for which two panels' sums do
+constexpr int64_t SMALL = 1 << 16;  // multiply-adds that are done before a second thread has woken up
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float vec_u __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint16_t half_u __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint32_t word __attribute__((vector_size(4 * LANES)));
+
+inline vec load(const float *p) { return *reinterpret_cast<const vec_u *>(p); }
+
+inline vec load(const uint16_t *p) {  // bfloat16 is the upper half of a float32
+    word w = __builtin_convertvector(*reinterpret_cast<const half_u *>(p), word) << 16;
+    return reinterpret_cast<vec &>(w);
+}
+
+inline float number(uint16_t v) {
+    uint32_t w = static_cast<uint32_t>(v) << 16;
+    float f;
+    std::memcpy(&f, &w, 4);
+    return f;
+}
+
+inline void put(uint16_t *p, float v) {  // rounds to nearest even; NaN stays NaN
+    uint32_t w;
+    std::memcpy(&w, &v, 4);
+    *p = v != v ? 0x7fc0 : static_cast<uint16_t>((w + 0x7fff + ((w >> 16) & 1)) >> 16);
+}
+
+// sums[r][p] = sum_k x[r][k] panel[p][k]: the sixteen outputs of row r in panel p.
+template <int ROWS, int PANELS, class W>
+__attribute__((noinline)) void tile(const float *x, int64_t ldx, const W *panel, int64_t inputs, vec *sums) {
+    vec sum[ROWS][PANELS];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < PANELS; p++) sum[r][p] = vec{};
+#pragma GCC unroll 1
+    for (int64_t k = 0; k < inputs; k++) {
+        vec w[PANELS];
+#pragma GCC unroll 4
+        for (int p = 0; p < PANELS; p++) w[p] = load(panel + (p * inputs + k) * LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) {
+            float v = x[r * ldx + k];
+#pragma GCC unroll 4
+            for (int p = 0; p < PANELS; p++) sum[r][p] += v * w[p];
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < PANELS; p++) sums[r * PANELS + p] = sum[r][p];
+}
+
+template <class W>
+using Tile = void (*)(const float *, int64_t, const W *, int64_t, vec *);
+
+// The tile for 1 .. MANY rows by 1, 2 or (few rows only) 4 panels.
+template <class W>
+Tile<W> tile_for(int rows, int panels) {
+    static constexpr Tile<W> one[] = {tile<1, 1, W>, tile<2, 1, W>, tile<3, 1, W>, tile<4, 1, W>, tile<5, 1, W>,
+                                      tile<6, 1, W>, tile<7, 1, W>, tile<8, 1, W>, tile<9, 1, W>, tile<10, 1, W>,
+                                      tile<11, 1, W>, tile<12, 1, W>, tile<13, 1, W>, tile<14, 1, W>};
+    static constexpr Tile<W> two[] = {tile<1, 2, W>, tile<2, 2, W>, tile<3, 2, W>, tile<4, 2, W>, tile<5, 2, W>,
+                                      tile<6, 2, W>, tile<7, 2, W>, tile<8, 2, W>, tile<9, 2, W>, tile<10, 2, W>,
+                                      tile<11, 2, W>, tile<12, 2, W>, tile<13, 2, W>, tile<14, 2, W>};
+    static constexpr Tile<W> four[] = {tile<1, 4, W>, tile<2, 4, W>, tile<3, 4, W>, tile<4, 4, W>, tile<5, 4, W>,
+                                       tile<6, 4, W>};
+    return panels == 4 ? four[rows - 1] : panels == 2 ? two[rows - 1] : one[rows - 1];
+}
+
+// All rows by `count` neighbouring panels. `store(row, panel, sums)`.
+template <class W, class Store>
+void panels_of(int64_t rows, const float *x, int64_t ldx, const W *panel, int count, int64_t inputs,
+               const Store &store) {
+    vec sums[2 * MANY];
+    int most = rows <= FEW ? 4 : 2;
+    int64_t blocks = (rows + MANY - 1) / MANY;
+    for (int first = 0; first < count;) {
+        int width = count - first >= most ? most : count - first >= 2 ? 2 : 1;
+        for (int64_t b = 0, row = 0; b < blocks; b++) {
+            int64_t next = rows * (b + 1) / blocks;
+            int n = static_cast<int>(next - row);
+            tile_for<W>(n, width)(x + row * ldx, ldx, panel + first * inputs * LANES, inputs, sums);
+            for (int r = 0; r < n; r++)
+                for (int p = 0; p < width; p++) store(row + r, first + p, sums[r * width + p]);
+            row = next;
+        }
+        first += width;
+    }
+}
+
+struct Segment {  // rows start .. stop-1 use the adapter of this slot
+    int64_t start, stop, slot;
+};
+
+struct Shrink {  // one adapter's A of one group of modules: panels over its columns (the ranks, side by side)
+    int64_t panels, columns, bfloat16;
+};
+
+struct Expand {  // one adapter's B of one module: panels over the outputs, `rank` inputs from column `start`
+    int64_t panels, start, rank, bfloat16;
+    double scale;
+};
+
+// The last panel may be wider than the outputs that are left.
+inline void write(uint16_t *y, int64_t width, vec sums) {
+    for (int lane = 0; lane < width && lane < LANES; lane++) put(y + lane, sums[lane]);
+}
+
+inline void write(float *y, int64_t width, vec sums) {
+    if (width >= LANES) *reinterpret_cast<vec_u *>(y) = sums;
+    else for (int lane = 0; lane < width; lane++) y[lane] = sums[lane];
+}
+
+inline vec read(const uint16_t *y, int64_t width) {
+    vec v{};
+    for (int lane = 0; lane < width && lane < LANES; lane++) v[lane] = number(y[lane]);
+    return v;
+}
+
+inline vec read(const float *y, int64_t width) {
+    if (width >= LANES) return *reinterpret_cast<const vec_u *>(y);
+    vec v{};
+    for (int lane = 0; lane < width; lane++) v[lane] = y[lane];
+    return v;
+}
+
+// y[rows of its segments][panels first .. first+count) += scale * s B^T
+template <class Y>
+void expand_panels(const Segment *segments, int64_t n, const Expand *table, int64_t stride, const float *s,
+                   int64_t lds, Y *y, int64_t ldy, int64_t outputs, int64_t first, int count) {
+    for (int64_t i = 0; i < n; i++) {
+        const Segment &own = segments[i];
+        const Expand &b = table[own.slot * stride];
+        if (!b.panels) continue;
+        float scale = static_cast<float>(b.scale);
+        auto add = [&](int64_t r, int p, vec sums) {
+            int64_t column = (first + p) * LANES;
+            Y *at = y + (own.start + r) * ldy + column;
+            write(at, outputs - column, read(at, outputs - column) + scale * sums);
+        };
+        const float *rows = s + own.start * lds + b.start;
+        int64_t offset = first * b.rank * LANES;
+        if (b.bfloat16)
+            panels_of(own.stop - own.start, rows, lds, reinterpret_cast<const uint16_t *>(b.panels) + offset,
+                      count, b.rank, add);
+        else
+            panels_of(own.stop - own.start, rows, lds, reinterpret_cast<const float *>(b.panels) + offset,
+                      count, b.rank, add);
+    }
+}
+
+template <class W>
+void linear(const float *x, int64_t rows, int64_t inputs, const W *panels, int64_t outputs, const float *bias,
+            float *y, const Segment *segments, int64_t n, const Expand *table, int64_t stride, const float *s,
+            int64_t lds) {
+    int64_t total = (outputs + LANES - 1) / LANES, step = total < 64 ? 2 : 4;
+    // Dynamic, so that a thread whose core is taken by another process holds up one share, not half of all.
+#pragma omp parallel for schedule(dynamic, 1) if (rows * inputs * outputs > SMALL)
+    for (int64_t first = 0; first < total; first += step) {
+        int count = static_cast<int>(total - first < step ? total - first : step);
+        panels_of(rows, x, inputs, panels + first * inputs * LANES, count, inputs,
+                  [&](int64_t r, int p, vec sums) {
+                      int64_t column = (first + p) * LANES, width = outputs - column;
+                      if (bias) sums += read(bias + column, width);
+                      write(y + r * outputs + column, width, sums);
+                  });
+        expand_panels(segments, n, table, stride, s, lds, y, outputs, outputs, first, count);
+    }
+}
+
+template <class W>
+void shrink_rows(const float *x, int64_t rows, int64_t inputs, const W *panels, int64_t columns, float *s,
+                 int64_t lds) {
+    int total = static_cast<int>((columns + LANES - 1) / LANES);
+    panels_of(rows, x, inputs, panels, total, inputs, [&](int64_t r, int p, vec sums) {
+        write(s + r * lds + p * LANES, columns - p * LANES, sums);
+    });
+}
+
+template <class Y>
+void expand(const Segment *segments, int64_t n, const Expand *table, int64_t stride, const float *s,
+            int64_t lds, Y *y, int64_t outputs) {
+    int64_t total = (outputs + LANES - 1) / LANES;
+#pragma omp parallel for schedule(dynamic, 4) if (n * outputs > SMALL / 16)
+    for (int64_t first = 0; first < total; first += 4) {
+        int count = static_cast<int>(total - first < 4 ? total - first : 4);
+        expand_panels(segments, n, table, stride, s, lds, y, outputs, outputs, first, count);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// y = x W^T + bias, plus each row's delta from its columns of `s`. `n` may be 0.
+void linear_f32(const float *x, int64_t rows, int64_t inputs, const float *panels, int64_t outputs,
+                const float *bias, float *y, const Segment *segments, int64_t n, const Expand *table,
+                int64_t stride, const float *s, int64_t lds) {
+    linear(x, rows, inputs, panels, outputs, bias, y, segments, n, table, stride, s, lds);
+}
+
+void linear_bf16(const float *x, int64_t rows, int64_t inputs, const uint16_t *panels, int64_t outputs,
+                 const float *bias, float *y, const Segment *segments, int64_t n, const Expand *table,
+                 int64_t stride, const float *s, int64_t lds) {
+    linear(x, rows, inputs, panels, outputs, bias, y, segments, n, table, stride, s, lds);
+}
+
+// s[rows of each segment] = x A^T
+void shrink(const float *x, int64_t inputs, const Segment *segments, int64_t n, const Shrink *table,
+            int64_t stride, float *s, int64_t lds) {
+#pragma omp parallel for schedule(dynamic, 1) if (n > 1 && n * inputs > SMALL / 16)
+    for (int64_t i = 0; i < n; i++) {
+        const Segment &own = segments[i];
+        const Shrink &a = table[own.slot * stride];
+        if (!a.panels) continue;
+        const float *rows = x + own.start * inputs;
+        float *to = s + own.start * lds;
+        int64_t count = own.stop - own.start;
+        if (a.bfloat16)
+            shrink_rows(rows, count, inputs, reinterpret_cast<const uint16_t *>(a.panels), a.columns, to, lds);
+        else
+            shrink_rows(rows, count, inputs, reinterpret_cast<const float *>(a.panels), a.columns, to, lds);
+    }
+}
+
+// y[rows of each segment] += scale * s B^T
+void expand_f32(const Segment *segments, int64_t n, const Expand *table, int64_t stride, const float *s,
+                int64_t lds, float *y, int64_t outputs) {
+    expand(segments, n, table, stride, s, lds, y, outputs);
+}
+
+void expand_bf16(const Segment *segments, int64_t n, const Expand *table, int64_t stride, const float *s,
+                 int64_t lds, uint16_t *y, int64_t outputs) {
+    expand(segments, n, table, stride, s, lds, y, outputs);
+}
+
+}

@@ -1,0 +1,33 @@
+"""The calls into `gemm.cpp`. Shapes and types are checked by the callers; every call gives up the GIL."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+from adapters.native.build import load_library
+
+_SOURCE = Path(__file__).with_name("gemm.cpp")
+_P, _I = ctypes.c_void_p, ctypes.c_int64
+_ARGUMENTS = {
+    # x, rows, inputs, panels, outputs, bias, y, then the deltas: segments, n, table, stride, shrunk, its width
+    "linear_f32": [_P, _I, _I, _P, _I, _P, _P, _P, _I, _P, _I, _P, _I],
+    "linear_bf16": [_P, _I, _I, _P, _I, _P, _P, _P, _I, _P, _I, _P, _I],
+    # x, inputs, segments, n, table, stride, shrunk, its width
+    "shrink": [_P, _I, _P, _I, _P, _I, _P, _I],
+    # segments, n, table, stride, shrunk, its width, y, outputs
+    "expand_f32": [_P, _I, _P, _I, _P, _I, _P, _I],
+    "expand_bf16": [_P, _I, _P, _I, _P, _I, _P, _I],
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled products, or None where they can't be had."""
+    loaded = load_library(_SOURCE)
+    if loaded is not None:
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = arguments, None
+    return loaded
