@@ -1,15 +1,17 @@
 """Paged KV: a pool of blocks, and the prefix cache over the blocks that are full.
 
 A full block is known by a hash chained over everything before it, rooted in (scope, base digest, adapter
-digest). Blocks that nobody holds stay findable until their room is needed, least recently freed first.
+digest). Blocks that nobody holds stay findable until their room is needed; `shares.py` says whose goes first.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections import OrderedDict
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+
+from server.engine.shares import CachedBlocks, Owner
 
 
 def root_hash(scope: str, base_digest: str, adapter_digest: str | None) -> bytes:
@@ -29,18 +31,19 @@ def block_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
 class BlockPool:
     """Blocks `0 .. total-1`, each held by any number of sequences."""
 
-    def __init__(self, total: int, block_size: int) -> None:
+    def __init__(self, total: int, block_size: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = total
         self.block_size = block_size
         self._holders = [0] * total
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(total))
-        self._hash_of: dict[int, bytes] = {}
+        self._blank = list(reversed(range(total)))  # unheld and not findable; the last is taken first
+        self._cached = CachedBlocks(clock)  # unheld and findable
+        self._known_as: dict[int, tuple[bytes, Owner]] = {}
         self._block_of: dict[bytes, int] = {}
 
     @property
     def free(self) -> int:
         """Blocks that nobody holds, cached ones included."""
-        return len(self._free)
+        return len(self._blank) + len(self._cached)
 
     @property
     def used(self) -> int:
@@ -48,12 +51,11 @@ class BlockPool:
 
     def allocate(self, count: int) -> list[int] | None:
         """`count` blocks to write to, or None if there are not that many."""
-        if count > len(self._free):
+        if count > self.free:
             return None
-        blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
+        blocks = [self._blank.pop() if self._blank else self._evict() for _ in range(count)]
         for block in blocks:
             self._holders[block] = 1
-            self._forget(block)
         return blocks
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -61,9 +63,10 @@ class BlockPool:
         for block in reversed(blocks):
             self._holders[block] -= 1
             if not self._holders[block]:
-                self._free[block] = None
-                if block not in self._hash_of:
-                    self._free.move_to_end(block, last=False)
+                if block in self._known_as:
+                    self._cached.add(block, self._known_as[block][1])
+                else:
+                    self._blank.append(block)
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:
         """Take hold of the blocks of the longest cached prefix of `hashes`."""
@@ -72,7 +75,8 @@ class BlockPool:
             block = self._block_of.get(known)
             if block is None:
                 break
-            self._free.pop(block, None)
+            if not self._holders[block]:
+                self._cached.take(block)
             self._holders[block] += 1
             blocks.append(block)
         return blocks
@@ -80,16 +84,11 @@ class BlockPool:
     def cached(self, known: bytes) -> bool:
         return known in self._block_of
 
-    def publish(self, block: int, known: bytes) -> None:
-        """Make a full block findable. A block with the same content keeps its place."""
-        if known not in self._block_of and block not in self._hash_of:
+    def publish(self, block: int, known: bytes, owner: Owner) -> None:
+        """Make a full block findable, held as it is by a sequence of `owner`. The first of equals stays."""
+        if known not in self._block_of and block not in self._known_as:
             self._block_of[known] = block
-            self._hash_of[block] = known
-
-    def clear_cache(self) -> None:
-        """Forget all cached prefixes; held blocks stay held."""
-        self._hash_of.clear()
-        self._block_of.clear()
+            self._known_as[block] = known, owner
 
     def check(self, held: Sequence[Sequence[int]]) -> None:
         """Raise `AssertionError` unless `held`, the tables of all live sequences, explains every hold."""
@@ -99,12 +98,16 @@ class BlockPool:
                 counts[block] += 1
         if counts != self._holders:
             raise AssertionError("a KV block is held by nobody, or by more sequences than hold it")
-        if {block for block, count in enumerate(counts) if not count} != self._free.keys():
-            raise AssertionError("the free list is not the set of unheld blocks")
-        if {h: b for b, h in self._hash_of.items()} != self._block_of:
+        unheld = {block for block, count in enumerate(counts) if not count}
+        if sorted(self._blank) != sorted(unheld - self._known_as.keys()):
+            raise AssertionError("the blank blocks are not those that are neither held nor findable")
+        if self._cached.blocks() != unheld & self._known_as.keys():
+            raise AssertionError("the cached blocks are not those that are findable and not held")
+        if {known: block for block, (known, _) in self._known_as.items()} != self._block_of:
             raise AssertionError("the prefix index does not match its blocks")
 
-    def _forget(self, block: int) -> None:
-        known = self._hash_of.pop(block, None)
-        if known is not None:
-            del self._block_of[known]
+    def _evict(self) -> int:
+        block = self._cached.evict()
+        known, _ = self._known_as.pop(block)
+        del self._block_of[known]
+        return block

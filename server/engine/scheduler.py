@@ -10,6 +10,7 @@ from server.engine.pacing import Pacer
 from server.engine.sequence import Sequence
 
 _PATIENCE = 8  # how often others may pass a sequence that waits for leased adapters to leave
+_WORTH_WAITING = 4  # shared blocks for which a newcomer waits, though most of its prompt is its own
 _SCORED_CHUNK = 128  # prompt tokens whose logits are computed at once, vocabulary-wide
 
 Plan = dict[Sequence, int]
@@ -82,7 +83,7 @@ class Scheduler:
                 full = sequence.computed // self.pool.block_size
                 hashes = sequence.hashes(sequence.computed)
                 for index in range(sequence.published, full):
-                    self.pool.publish(sequence.blocks[index], hashes[index])
+                    self.pool.publish(sequence.blocks[index], hashes[index], sequence.turn)
                 sequence.published = full
 
     def _prefill(self, sequence: Sequence, room: int, plan: Plan) -> int:
@@ -180,7 +181,7 @@ class Scheduler:
             sequence.cached = sequence.computed
 
     def _deferred(self, sequence: Sequence) -> bool:
-        """Whether most of what it needs is being computed by another right now, to be shared in a moment."""
+        """Whether another computes much of what it needs right now, to be shared in a moment."""
         if not self._prefix_cache or not sequence.reuses_prefix:
             return False
         missing = [h for h in sequence.hashes(len(sequence.tokens) - 1) if not self.pool.cached(h)]
@@ -192,7 +193,8 @@ class Scheduler:
             if not other.decoding and other.turn == sequence.turn
             for known in other.hashes(other.prompt_length)[other.published :]
         }
-        return 2 * sum(known in coming for known in missing) > len(missing)
+        shared = sum(known in coming for known in missing)
+        return shared >= _WORTH_WAITING or 2 * shared > len(missing)
 
     def check(self) -> None:
         """Raise `AssertionError` if a block or an adapter lease is lost. Meant for idle moments and tests."""

@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.kv import BlockPool, block_hash, root_hash
+from server.engine.shares import PROTECTED_SECONDS, Owner
+
+OWNER = ("", None)
 
 
 def _chain(*blocks: list[int], root: bytes = b"root") -> list[bytes]:
@@ -55,7 +58,7 @@ def test_a_released_block_stays_findable_until_its_room_is_needed() -> None:
     pool = BlockPool(2, 2)
     hashes = _chain([1, 2])
     (block,) = pool.allocate(1) or []
-    pool.publish(block, hashes[0])
+    pool.publish(block, hashes[0], OWNER)
     pool.release([block])
     assert pool.used == 0
     assert pool.match(hashes) == [block]
@@ -72,7 +75,7 @@ def test_uncached_blocks_are_taken_before_cached_ones_and_the_oldest_prefix_ends
     hashes = _chain([1, 1], [2, 2], [3, 3])
     blocks = pool.allocate(4) or []
     for block, known in zip(blocks, hashes, strict=False):
-        pool.publish(block, known)
+        pool.publish(block, known, OWNER)
     pool.release(blocks)
     taken = [(pool.allocate(1) or [])[0] for _ in range(4)]
     assert taken == [blocks[3], blocks[2], blocks[1], blocks[0]]
@@ -83,7 +86,7 @@ def test_a_match_is_the_longest_prefix_and_is_shared() -> None:
     hashes = _chain([1, 1], [2, 2], [3, 3])
     blocks = pool.allocate(2) or []
     for block, known in zip(blocks, hashes, strict=False):
-        pool.publish(block, known)
+        pool.publish(block, known, OWNER)
     shared = pool.match(hashes)
     assert shared == blocks
     pool.check([blocks, shared])
@@ -96,8 +99,8 @@ def test_a_match_ends_at_the_first_gap() -> None:
     pool = BlockPool(3, 2)
     hashes = _chain([1, 1], [2, 2], [3, 3])
     blocks = pool.allocate(3) or []
-    pool.publish(blocks[0], hashes[0])
-    pool.publish(blocks[2], hashes[2])
+    pool.publish(blocks[0], hashes[0], OWNER)
+    pool.publish(blocks[2], hashes[2], OWNER)
     assert pool.match(hashes) == blocks[:1]
 
 
@@ -105,20 +108,10 @@ def test_the_first_block_with_a_content_keeps_its_place() -> None:
     pool = BlockPool(2, 2)
     known = _chain([1, 1])[0]
     first, second = pool.allocate(2) or []
-    pool.publish(first, known)
-    pool.publish(second, known)
+    pool.publish(first, known, OWNER)
+    pool.publish(second, known, OWNER)
     assert pool.match([known]) == [first]
     pool.check([[first, second], [first]])
-
-
-def test_clearing_the_cache_keeps_what_is_held() -> None:
-    pool = BlockPool(2, 2)
-    known = _chain([1, 1])[0]
-    held = pool.allocate(1) or []
-    pool.publish(held[0], known)
-    pool.clear_cache()
-    assert pool.match([known]) == []
-    pool.check([held])
 
 
 def _lose(pool: BlockPool, held: list[int]) -> list[list[int]]:
@@ -130,7 +123,7 @@ def _share(pool: BlockPool, held: list[int]) -> list[list[int]]:
 
 
 def _leak(pool: BlockPool, held: list[int]) -> list[list[int]]:
-    pool._free.popitem()
+    pool._blank.pop()
     return [held]
 
 
@@ -139,7 +132,19 @@ def _stale(pool: BlockPool, held: list[int]) -> list[list[int]]:
     return [held]
 
 
-@pytest.mark.parametrize("fault", [_lose, _share, _leak, _stale])
+def _twice(pool: BlockPool, held: list[int]) -> list[list[int]]:
+    pool._blank.append(pool._blank[0])
+    return [held]
+
+
+def _uncached(pool: BlockPool, held: list[int]) -> list[list[int]]:
+    pool.publish(held[0], b"known", OWNER)
+    pool.release(held)
+    pool._cached.take(held[0])
+    return []
+
+
+@pytest.mark.parametrize("fault", [_lose, _share, _leak, _stale, _twice, _uncached])
 def test_check_sees_each_kind_of_loss(fault: object) -> None:
     pool = BlockPool(4, 2)
     held = pool.allocate(2) or []
@@ -147,6 +152,57 @@ def test_check_sees_each_kind_of_loss(fault: object) -> None:
     assert callable(fault)
     with pytest.raises(AssertionError):
         pool.check(fault(pool, held))
+
+
+def _use(pool: BlockPool, owner: Owner, tokens: list[int]) -> int:
+    """Compute a prompt with blocks of one token, and let it go; returns how much of it was cached."""
+    hashes = _chain(*([token] for token in tokens), root=root_hash(owner[0], "base", owner[1]))
+    blocks = pool.match(hashes)
+    found = len(blocks)
+    blocks += pool.allocate(len(tokens) - found) or []
+    for block, known in zip(blocks, hashes, strict=True):
+        pool.publish(block, known, owner)
+    pool.release(blocks)
+    pool.check([])
+    return found
+
+
+FLOODS: list[list[Owner]] = [
+    [("mallory", None)],
+    [("mallory", str(number)) for number in range(50)],  # as many adapters as she likes
+    [("alice", "other")],  # another adapter of the same tenant
+]
+
+
+@pytest.mark.parametrize("flooders", FLOODS)
+def test_a_flood_of_prompts_leaves_others_their_cached_prefix(flooders: list[Owner]) -> None:
+    pool = BlockPool(2 * 30 + 16, 1)  # half of what nobody holds, while the flood holds 16
+    mine = ("alice", "bot")
+    _use(pool, mine, list(range(30)))
+    for number in range(200):
+        _use(pool, flooders[number % len(flooders)], [1000 + number] * 16)
+    assert _use(pool, mine, list(range(30))) == 30
+
+
+def test_whoever_has_more_than_a_share_loses_the_rest() -> None:
+    pool = BlockPool(40, 1)
+    _use(pool, ("greedy", None), list(range(40)))
+    for number in range(3):
+        _use(pool, (f"late{number}", None), list(range(10)))
+    assert [_use(pool, (f"late{number}", None), list(range(10))) for number in range(3)] == [10] * 3
+    assert _use(pool, ("greedy", None), list(range(10))) == 10  # its beginning is what is left
+
+
+def test_a_share_that_lay_unused_for_long_goes_first() -> None:
+    now = [0.0]
+    pool = BlockPool(40, 1, lambda: now[0])
+    _use(pool, ("gone", None), list(range(10)))
+    _use(pool, ("there", None), list(range(30)))
+    now[0] = PROTECTED_SECONDS + 1
+    assert _use(pool, ("there", None), list(range(30))) == 30
+    _use(pool, ("new", None), list(range(10)))
+    assert _use(pool, ("there", None), list(range(30))) == 30
+    assert _use(pool, ("new", None), list(range(10))) == 10
 
 
 ACTIONS = st.lists(
@@ -162,25 +218,25 @@ def test_no_sequence_of_actions_loses_a_block_or_serves_foreign_content(
     """`written` models the memory: what a matched block holds must be what its hash stands for."""
     pool = BlockPool(6, 1)
     written: dict[int, bytes] = {}
-    live: list[tuple[list[int], list[bytes]]] = []
+    live: list[tuple[list[int], list[bytes], Owner]] = []
     for kind, index, token in actions:
         if kind == "start":
             hashes = _chain(*([token] for _ in range(index)))
             blocks = pool.match(hashes)
             assert [written[block] for block in blocks] == hashes[: len(blocks)]
-            live.append((blocks, hashes[: len(blocks)]))
+            live.append((blocks, hashes[: len(blocks)], (str(token % 2), str(index))))
         elif live and kind == "grow":
-            blocks, hashes = live[index % len(live)]
+            blocks, hashes, owner = live[index % len(live)]
             new = pool.allocate(1)
             if new is not None:
                 hashes.append(block_hash(hashes[-1] if hashes else b"root", [token]))
                 written[new[0]] = hashes[-1]
                 blocks += new
-                pool.publish(new[0], hashes[-1])
+                pool.publish(new[0], hashes[-1], owner)
         elif live:
             pool.release(live.pop(index % len(live))[0])
-        pool.check([blocks for blocks, _ in live])
-    for blocks, hashes in live:
+        pool.check([blocks for blocks, *_ in live])
+    for blocks, hashes, _ in live:
         assert [written[block] for block in blocks] == hashes
 
 

@@ -252,6 +252,34 @@ def test_requests_with_a_common_prefix_wait_to_share_it(families: Families) -> N
             assert answers[request.request_id].tokens == family.expected(None, request.prompt, 3)
 
 
+def test_a_shared_system_prompt_is_computed_once_though_most_of_each_prompt_is_its_own(
+    families: Families,
+) -> None:
+    family = families("llama")
+    system, *rest = prompts(32, 60, 60, 60, seed=5)
+    with engine_core(family, prefill=16) as core:
+        requests = [ask(str(i), [*system, *own], "all", max_tokens=2) for i, own in enumerate(rest)]
+        answers = run_all(core, requests)
+        assert [answers[str(i)].cached for i in range(3)] == [0, 32, 32]
+        for request in requests:
+            assert answers[request.request_id].tokens == family.expected("all", request.prompt, 2)
+
+
+def test_a_flood_of_prompts_does_not_evict_another_adapters_system_prompt(families: Families) -> None:
+    family = families("llama")
+    system = prompts(48, seed=5)[0]
+    with engine_core(family, kv_blocks=32, max_running=2, max_model_len=64) as core:
+        run_all(core, [ask("first", [*system, 5], "mlp", max_tokens=2)])
+        flood = [
+            ask(f"flood{i}", prompt, "all", max_tokens=2) for i, prompt in enumerate(prompts(*[50] * 12))
+        ]
+        run_all(core, flood)
+        again = ask("again", [*system, 7], "mlp", max_tokens=2)
+        answer = run_all(core, [again])["again"]
+        assert answer.cached == 48
+        assert answer.tokens == family.expected("mlp", again.prompt, 2)
+
+
 def test_the_oldest_is_never_preempted(families: Families) -> None:
     with engine_core(families("llama"), kv_blocks=8, max_model_len=64, prefix_cache=False) as core:
         for index in range(6):
