@@ -1,4 +1,4 @@
-# mypy: disable-error-code="misc, no-untyped-def, no-untyped-call, type-arg"
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 """Triton kernels of attention over paged KV. Their launchers, with shapes and checks, are in `paged.py`.
 
     block table     (sequences, max_blocks)   where block j of a sequence lies in the cache
@@ -36,7 +36,7 @@ def write_kv_kernel(
     V_DIM: tl.constexpr,
     V_TILE: tl.constexpr,
 ):
-    """Program (row, group of HEADS heads): copy one token's keys and values into its slot, unless it is -1."""
+    """Program (row, group of HEADS heads): copy a token's keys and values into its slot, unless it is -1."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
     if slot >= 0:
@@ -87,7 +87,7 @@ def _attend(
 ):
     """Softmax over keys `first .. last-1` in one pass (arXiv 2205.14135), none read below `lowest`.
 
-    `q` (ROWS, K_TILE), of queries at `positions` (ROWS,); `peak`, `total` (ROWS,) the running maximum and sum.
+    `q` (ROWS, K_TILE), of queries at `positions` (ROWS,); `peak`, `total` (ROWS,) the maximum and sum so far.
     Returns the unnormalised output (ROWS, V_TILE), and `peak` and `total` after it.
     """
     output = tl.zeros([ROWS, V_TILE], dtype=tl.float32)
@@ -230,7 +230,7 @@ def combine_kernel(
     WINDOW: tl.constexpr,
     HAS_SINKS: tl.constexpr,
 ):
-    """Program (sequence, head): the splits' outputs, weighted by their sums. A sequence of length 0 gets zeros."""
+    """Program (sequence, head): the splits' outputs, weighted by their sums; zeros for a length of 0."""
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     length = tl.load(lengths + sequence)

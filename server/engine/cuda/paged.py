@@ -4,8 +4,8 @@ Nothing here waits for the device or reads from it, and grids depend on shapes a
 kernels. So a step of one query for each sequence can be captured in a CUDA graph and replayed with other
 lengths, block tables and slots in the same tensors.
 
-A sequence's result does not depend on its neighbours: tile sizes follow from dtype and head widths, the number
-of splits is fixed, and where they lie follows from the sequence's own length.
+A sequence's result does not depend on its neighbours: tile sizes follow from dtype and head widths, the
+number of splits is fixed, and where they lie follows from the sequence's own length.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _LEAST_SPLIT = 128  # keys that are worth a program; a multiple of every tile's 
 class PagedStep:
     """One step over a flat row of tokens, its tensors on the device.
 
-    The first `decodes` sequences have one query each, in rows `0 .. decodes-1`; those of length 0 are padding.
-    The others have their chunks in the rows that `query_starts` tells.
+    The first `decodes` sequences have one query each, in rows `0 .. decodes-1`; those of length 0 are
+    padding. The others have their chunks in the rows that `query_starts` tells.
 
     Attributes:
         slots: `(tokens,)` int64, `block * block_size + offset` of every row; -1 is padding, not written.
-        block_tables: `(sequences, max_blocks)` int32; entries that hold no token of the sequence are not read.
+        block_tables: `(sequences, max_blocks)` int32; entries beyond a sequence's length are not read.
         kv_lengths: `(sequences,)` int32, cached tokens with those of this step.
         query_starts: `(sequences + 1,)` int32, the first row of each sequence.
         tiles: `(tiles, 2)` int32, from `prefill_tiles`.
@@ -66,7 +66,7 @@ class AttentionOptions:
 
 @dataclass(frozen=True, slots=True)
 class TileSizes:
-    """How much one program takes at a time. `rows`: queries of a prefill tile times the heads that share keys."""
+    """What one program takes at a time. `rows`: queries of a prefill tile times heads that share keys."""
 
     rows: int
     keys: int
@@ -80,7 +80,14 @@ def power_of_two(number: int, least: int = 1) -> int:
 
 
 def tile_sizes(dim: int, dtype: torch.dtype) -> TileSizes:
-    """Tiles that fit an SM's shared memory (99 KB on the smallest of sm_80 and later) for heads of width `dim`."""
+    """Tiles for heads of width `dim`, within the shared memory of any sm_80 and later: 99 KB a block.
+
+    Products in exact float32 do not run on tensor cores and keep their operands in registers.
+    """
+    if dtype == torch.float32:
+        if dim <= 256:
+            return TileSizes(rows=32 if dim <= 128 else 16, keys=32, warps=8, stages=2)
+        return TileSizes(rows=16, keys=16, warps=4, stages=1)
     row_bytes = power_of_two(dim, 16) * dtype.itemsize
     if row_bytes <= 128:
         return TileSizes(rows=128, keys=64, warps=4, stages=3)
@@ -88,8 +95,6 @@ def tile_sizes(dim: int, dtype: torch.dtype) -> TileSizes:
         return TileSizes(rows=128, keys=64, warps=8, stages=2)
     if row_bytes <= 512:
         return TileSizes(rows=64, keys=32, warps=4, stages=2)
-    if row_bytes <= 1024:
-        return TileSizes(rows=32, keys=16, warps=4, stages=2)
     return TileSizes(rows=16, keys=16, warps=4, stages=1)
 
 
@@ -220,7 +225,7 @@ def paged_decode(
 def paged_prefill(
     step: PagedStep, query: Tensor, keys: Tensor, values: Tensor, out: Tensor, options: AttentionOptions
 ) -> None:
-    """Attention of the chunks in `step.tiles`; of `out`, `(tokens, heads, v_dim)`, only their rows are written."""
+    """Attention of the chunks in `step.tiles`; only their rows of `out` are written."""
     shape = _shape(query, keys, values, out)
     query = _rows(query)
     packed, queries = shape["PACKED"], step.tile_queries

@@ -6,27 +6,18 @@ What the kernels compute is in `test_paged.py`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from server.engine.cuda import paged
+from server.engine.cuda import kernels, paged
 from server.engine.cuda.paged import AttentionOptions, PagedStep
 from tests.triton_build import AMPERE, HOPPER, Build, compile_all
 
 KERNELS = ("write_kv_kernel", "decode_kernel", "combine_kernel", "prefill_kernel")
-PARAMETERS: dict[str, list[str]] = {
-    "write_kv_kernel": "key value keys values slots key_row key_head value_row value_head".split(),
-    "decode_kernel": "query keys values tables lengths partial partial_log query_row query_head table_row scale".split(),
-    "combine_kernel": "partial partial_log lengths sinks out".split(),
-    "prefill_kernel": (
-        "query keys values tables lengths query_starts tiles sinks out query_row query_head table_row scale".split()
-    ),
-}
 POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
@@ -35,7 +26,6 @@ POINTERS = {
 }
 # Shared memory that a block may have: 99 KB on sm_86 and sm_89, which run code for sm_80; 227 KB on sm_90.
 SHARED = {AMPERE: 99 * 1024, HOPPER: 227 * 1024}
-NO_OPTIONS = AttentionOptions(0.1)
 
 
 @dataclass
@@ -50,7 +40,7 @@ class Recorder:
         return self.launch
 
     def launch(self, *arguments: Any, num_warps: int = 4, num_stages: int = 3, **constants: Any) -> None:
-        names = PARAMETERS[self.name]
+        names = getattr(kernels, self.name).arg_names[: len(arguments)]
         types = {name: _type(name, value) for name, value in zip(names, arguments, strict=True)}
         kernel = f"server.engine.cuda.kernels:{self.name}"
         self.builds.append(Build(kernel, types, constants, HOPPER, num_warps, num_stages))
@@ -87,3 +77,32 @@ def _launches(
         paged.write_kv(step, key, key, cache, cache)
         paged.paged_attention(step, torch.zeros(4, heads, dim, dtype=dtype), cache, cache, options)
     return [build for recorder in recorders.values() for build in recorder.builds]
+
+
+def _builds(dim: int, heads: int, dtype: torch.dtype, archs: tuple[int, ...], every: bool) -> list[Build]:
+    sinks = torch.zeros(heads, dtype=dtype)
+    options = AttentionOptions(0.1, 1000, 30.0, sinks) if every else AttentionOptions(0.1)
+    launches = _launches(heads, 8, dim, options, dtype)
+    return [replace(build, arch=arch) for build in launches for arch in archs]
+
+
+@pytest.mark.parametrize(
+    ("dim", "heads", "every"), [(64, 32, False), (128, 8, False), (128, 56, True), (256, 16, True)]
+)
+def test_every_kernel_compiles_in_bfloat16(dim: int, heads: int, every: bool) -> None:
+    """Within the shared memory of the least device, and with next to nothing spilled from registers."""
+    builds = _builds(dim, heads, torch.bfloat16, (AMPERE, HOPPER), every)
+    assert {build.kernel.partition(":")[2] for build in builds} == set(KERNELS)
+    for build, built in zip(builds, compile_all(builds), strict=True):
+        assert built.shared <= SHARED[build.arch], build
+        assert built.stack <= 128, build
+        if build.kernel.endswith("prefill_kernel") and build.arch == HOPPER:
+            assert "wgmma" in built.ptx
+
+
+def test_exact_float32_compiles_without_tensor_cores() -> None:
+    builds = _builds(64, 32, torch.float32, (HOPPER,), False)
+    for build, built in zip(builds, compile_all(builds), strict=True):
+        assert built.shared <= SHARED[AMPERE], build
+        assert built.stack <= 128, build
+        assert "mma" not in built.ptx

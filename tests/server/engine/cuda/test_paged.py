@@ -169,7 +169,9 @@ def test_a_mixed_step_is_attention(name: str, gpu: torch.device) -> None:
 
 
 @pytest.mark.parametrize("length", [127, 128, 129, 2048, 2049])
-def test_decode_at_the_ends_of_splits(length: int, gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_at_the_ends_of_splits(
+    length: int, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(paged, "SPLITS", SPLITS)
     Case(Form(heads=1, kv_heads=1), [(length, 1)], gpu).check()
 
@@ -264,7 +266,8 @@ def test_tiles_cover_every_query_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "queries"), [(32, 32, 128, 128), (28, 4, 128, 18), (8, 1, 256, 8), (999, 1, 64, 1)]
+    ("heads", "kv_heads", "dim", "queries"),
+    [(32, 32, 128, 128), (28, 4, 128, 18), (8, 1, 256, 8), (999, 1, 64, 1)],
 )
 def test_tiles_are_filled(heads: int, kv_heads: int, dim: int, queries: int) -> None:
     assert paged.tile_queries(heads, kv_heads, dim, torch.bfloat16) == queries
