@@ -9,9 +9,9 @@ but each costs a few calls for every module. Best for prefill.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from adapters.placed import PlacedAdapter
+from adapters.segment import Segment
 
 # From `python -m bench lora-forms` on 2 cores: multiply-adds per second in the concatenated form, and what a
 # segment costs for each module beyond its arithmetic.
@@ -19,27 +19,7 @@ CONCATENATED_RATE = 5e10
 SEGMENT_SECONDS = 3.5e-5
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Rows `start:stop` of the step's tokens use `adapter`, or the bare base."""
-
-    start: int
-    stop: int
-    adapter: PlacedAdapter | None
-
-
-def coalesce(segments: Sequence[Segment]) -> list[Segment]:
-    """Join neighbours that use the same adapter."""
-    joined: list[Segment] = []
-    for segment in segments:
-        if joined and joined[-1].adapter is segment.adapter:
-            joined[-1] = Segment(joined[-1].start, segment.stop, segment.adapter)
-        else:
-            joined.append(segment)
-    return joined
-
-
-def short_segments(segments: Sequence[Segment]) -> list[Segment]:
+def short_segments(segments: Sequence[Segment[PlacedAdapter]]) -> list[Segment[PlacedAdapter]]:
     """The first segments, up to the last one that is cheaper in the concatenated form.
 
     Few if only one adapter is among them: then there is nothing to concatenate, and the list is empty.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.forms import Segment
 from adapters.placed import PlacedAdapter, PlacedGroup, PlacedPart, stack_columns
+from adapters.segment import Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class PackCache:
     def __init__(self) -> None:
         self._pack: Pack | None = None
 
-    def get(self, segments: Sequence[Segment]) -> Pack | None:
+    def get(self, segments: Sequence[Segment[PlacedAdapter]]) -> Pack | None:
         """One for the adapters of `segments`, and for at most as much again; None if there are none."""
         active = {s.adapter.digest: s.adapter for s in segments if s.adapter}
         if not active:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,6 +18,18 @@ from adapters.errors import InvalidAdapter
 
 Groups = Sequence[tuple[str, ...]]
 """Module names that share an input, in the order in which the model calls them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """One adapter version ready to compute with, in the form that its batch wants. `nbytes`: its size."""
+
+    digest: str
+    nbytes: int
+
+    def to(self, device: torch.device) -> Self:
+        """The same adapter on `device`."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +49,21 @@ class PlacedGroup:
     parts: tuple[PlacedPart | None, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PlacedAdapter:
-    """One adapter version, ready to compute with on one device. `groups` is keyed by group index.
+@dataclass(frozen=True, eq=False)
+class PlacedAdapter(Placed):
+    """One adapter version as torch tensors on one device. `groups` is keyed by group index.
 
     Attributes:
         parameters: numbers in its matrices, which is also the multiply-adds that one row costs.
         modules: how many modules it adds to.
     """
 
-    digest: str
     groups: Mapping[int, PlacedGroup]
-    nbytes: int
     parameters: int
     modules: int
 
-    def to(self, device: torch.device) -> PlacedAdapter:
-        """The same adapter on `device`; copies from pinned memory do not block."""
+    def to(self, device: torch.device) -> Self:
+        """Copies from pinned memory do not block."""
         groups = {
             index: PlacedGroup(
                 group.at.to(device, non_blocking=True),
@@ -81,7 +92,7 @@ def place(weights: AdapterWeights, groups: Groups, dtype: torch.dtype, *, pin: b
     }
     bts = [part.bt for group in placed.values() for part in group.parts if part]
     parameters = sum(t.numel() for t in [*bts, *(group.at for group in placed.values())])
-    return PlacedAdapter(weights.digest, placed, parameters * dtype.itemsize, parameters, len(bts))
+    return PlacedAdapter(weights.digest, parameters * dtype.itemsize, placed, parameters, len(bts))
 
 
 def _place_group(

@@ -16,7 +16,7 @@ import torch
 
 from adapters.delta import AdapterWeights
 from adapters.errors import AdapterError, AdapterTooLarge
-from adapters.placed import PlacedAdapter
+from adapters.placed import Placed
 
 
 class Tier:
@@ -26,10 +26,10 @@ class Tier:
         self.budget = budget
         self.bytes = 0
         self.evictions = 0
-        self.items: OrderedDict[str, PlacedAdapter] = OrderedDict()
+        self.items: OrderedDict[str, Placed] = OrderedDict()
         self.leases: dict[str, int] = {}
 
-    def get(self, digest: str) -> PlacedAdapter | None:
+    def get(self, digest: str) -> Placed | None:
         adapter = self.items.get(digest)
         if adapter is not None:
             self.items.move_to_end(digest)
@@ -52,7 +52,7 @@ class Tier:
             self.evictions += 1
         return True
 
-    def put(self, adapter: PlacedAdapter) -> bool:
+    def put(self, adapter: Placed) -> bool:
         """Add an adapter; False if leased ones leave no room for it."""
         if adapter.digest in self.items:
             return True
@@ -89,7 +89,7 @@ class Residency:
     def __init__(
         self,
         load: Callable[[str], AdapterWeights],
-        place: Callable[[AdapterWeights], PlacedAdapter],
+        place: Callable[[AdapterWeights], Placed],
         device: torch.device,
         device_budget: int,
         host_budget: int,
@@ -104,7 +104,7 @@ class Residency:
         self._lock = threading.RLock()
         self._loading: set[str] = set()
         self._failed: dict[str, AdapterError] = {}
-        self._waiting: dict[str, PlacedAdapter] = {}
+        self._waiting: dict[str, Placed] = {}
         self._forgotten: set[str] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
         self.loads = 0
@@ -133,7 +133,7 @@ class Residency:
             if digest in self._loading:
                 self._forgotten.add(digest)
 
-    def acquire(self, digest: str) -> PlacedAdapter | None:
+    def acquire(self, digest: str) -> Placed | None:
         """Lease an adapter on the device, or None while it is loading or leased ones leave no room.
 
         Raises:
@@ -150,7 +150,7 @@ class Residency:
             self.device.lease(digest)
             return adapter
 
-    def _to_device(self, digest: str) -> PlacedAdapter | None:
+    def _to_device(self, digest: str) -> Placed | None:
         staged = self.host.get(digest) or self._waiting.get(digest)
         if staged is None:
             self.prefetch(digest)
@@ -207,7 +207,7 @@ class Residency:
     def _bring(self, digest: str) -> None:
         started = time.perf_counter()
         error: AdapterError | None = None
-        placed: PlacedAdapter | None = None
+        placed: Placed | None = None
         try:
             placed = self._place(self._load(digest))
             if placed.nbytes > min(self.device.budget, self.host.budget):

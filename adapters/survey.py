@@ -7,6 +7,7 @@ adapters; layers that receive the very same tensor form a group, whose `A` produ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,11 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters.base import BaseSpec, LinearSpec
 from adapters.batched import AdapterBatch, BatchedLinear
+from adapters.linear import make_linear
+from adapters.native.batch import NativeBatch
+from adapters.native.gemm import library
+from adapters.placed import Groups
+from adapters.plain import PlainBatch
 
 PROBE_TOKENS = 24
 
@@ -59,23 +65,30 @@ class Survey:
         tied = bool(model.config.get_text_config().tie_word_embeddings)
         return BaseSpec(name, digest, linears, others, source, tied)
 
-    def attach(self, model: PreTrainedModel) -> tuple[AdapterBatch, dict[str, BatchedLinear]]:
+    def attach(self, model: PreTrainedModel) -> tuple[AdapterBatch[Any, Any], dict[str, BatchedLinear]]:
         """Put batched layers where the linear ones were. The model keeps its weights, maybe packed."""
         members: dict[int, list[SeenLinear]] = {}
         for linear in self.seen:
             members.setdefault(linear.source, []).append(linear)
         names = [tuple(linear.name for linear in group) for group in members.values()]
-        batch = AdapterBatch(names)
+        batch = choose_batch(names, model.dtype, model.device)
         head = model.get_output_embeddings()
         layers: dict[str, BatchedLinear] = {}
         for index, group in enumerate(members.values()):
             for member, linear in enumerate(group):
-                layer = BatchedLinear(
-                    linear.name, linear.weight, linear.bias, batch, index, member, linear.module is head
-                )
+                frozen, on_logits = make_linear(linear.weight, linear.bias), linear.module is head
+                layer = BatchedLinear(linear.name, frozen, linear.bias, batch, index, member, on_logits)
                 model.set_submodule(linear.name, layer)
                 layers[linear.name] = layer
         return batch, layers
+
+
+def choose_batch(groups: Groups, dtype: torch.dtype, device: torch.device) -> AdapterBatch[Any, Any]:
+    """The fastest way to apply adapters for this type, on this device."""
+    native = library() if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) else None
+    if native is not None:
+        return NativeBatch(groups, native)
+    return PlainBatch(groups, dtype, pin=device.type == "cuda")
 
 
 def survey(model: PreTrainedModel) -> Survey:

@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +22,6 @@ import uvicorn
 from adapters.errors import AdapterError
 from adapters.limits import AdapterLimits
 from adapters.merge import build_merged
-from adapters.placed import place
 from adapters.registry import AdapterVersion, Registry
 from adapters.residency import Residency
 from server.api.app import create_app
@@ -33,6 +31,7 @@ from server.engine.base import ServedModel
 from server.engine.core import EngineConfig, EngineCore
 from server.engine.engine import Engine
 from server.engine.loading import UnsupportedModel
+from server.heartbeat import beat
 from server.machine import free_memory
 from server.settings import GIB, MIB, Settings
 from training.base import BASE_NAME, MODEL_DIR
@@ -115,10 +114,9 @@ def _limits(settings: Settings) -> AdapterLimits:
 
 
 def _residency(settings: Settings, registry: Registry, model: ServedModel) -> Residency:
-    on_gpu = model.device.type == "cuda"
     return Residency(
         registry.load,
-        partial(place, groups=model.batch.groups, dtype=model.dtype, pin=on_gpu),
+        model.batch.place,
         model.device,
         int(settings.adapter_memory_gb * GIB),
         int(settings.host_adapter_memory_gb * GIB),
@@ -241,6 +239,7 @@ async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> Non
         beside = [
             asyncio.create_task(_announce(server, settings, context, sock)),
             asyncio.create_task(_drain(server, settings, context, engine)),
+            asyncio.create_task(beat(context.metrics.loop_lag.observe)),
         ]
         await server.serve(sockets=[sock])
         for task in beside:

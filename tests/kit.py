@@ -16,7 +16,7 @@ import torch
 
 from adapters.delta import AdapterWeights
 from adapters.limits import AdapterLimits
-from adapters.placed import PlacedAdapter, place
+from adapters.placed import Placed
 from adapters.reader import read_adapter
 from adapters.residency import Residency
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE
@@ -95,8 +95,9 @@ class Family:
         config = (folder / CONFIG_FILE).read_bytes()
         return read_adapter(config, folder / WEIGHTS_FILE, self.model.spec, LIMITS, digest=name)
 
-    def place(self, weights: AdapterWeights) -> PlacedAdapter:
-        return place(weights, self.model.batch.groups, self.model.dtype)
+    def place(self, weights: AdapterWeights) -> Placed:
+        placed: Placed = self.model.batch.place(weights)
+        return placed
 
     def oracle(self, adapter: str | None) -> Any:
         """The stock model, or PEFT's."""

@@ -20,7 +20,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fno-exceptions", "-fno-rtti")
+_FLAGS = ("-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fno-exceptions")
 _COMPILE_SECONDS = 120
 DISABLE = "MULTILORA_NATIVE"
 """Set to `0`, this variable keeps native code from being compiled and used."""

@@ -12,7 +12,7 @@ LANES = 16
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """A matrix `(outputs, inputs)`; `data`: `(panels, inputs, 16)`, float32 or bfloat16, zero beyond `outputs`."""
+    """A matrix `(outputs, inputs)`; `data` is `(panels, inputs, 16)`, float32 or bfloat16, zero-padded."""
 
     data: Tensor
     outputs: int

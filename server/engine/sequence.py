@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import count
 
-from adapters.placed import PlacedAdapter
+from adapters.placed import Placed
 from server.engine.detokenize import TextStream
 from server.engine.kv import block_hash, root_hash
 from server.engine.request import GenerationRequest, TokenLogprob
@@ -34,7 +34,7 @@ class Sequence:
         self.blocks: list[int] = []
         self.computed = 0
         self.cached: int | None = None
-        self.adapter: PlacedAdapter | None = None
+        self.adapter: Placed | None = None
         self.passed_over = 0
         self.random = random.Random(request.sampling.seed)
         self.prompt_logprobs: list[TokenLogprob | None] = [None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ import torch
 from adapters import forms
 from adapters.batched import AdapterBatch, BatchedLinear
 from adapters.delta import AdapterWeights, ModuleDelta
-from adapters.forms import Segment
-from adapters.linear import make_linear
-from adapters.pack import PackCache
-from adapters.placed import place
+from adapters.linear import PlainLinear, make_linear
+from adapters.native.batch import NativeBatch
+from adapters.native.gemm import library
+from adapters.plain import PlainBatch
+from adapters.segment import Segment
 
 GROUPS = [("q", "k"), ("head",)]
 SIZES = {"q": (6, 8), "k": (6, 4), "head": (8, 12)}
@@ -45,26 +47,37 @@ ADAPTERS = {
 }
 
 
-@pytest.fixture(params=[False, True], ids=["concatenated", "by segment"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    by_segment: bool = request.param
-    monkeypatch.setattr(forms, "SEGMENT_SECONDS", 0.0 if by_segment else math.inf)
-    return by_segment
+@pytest.fixture(params=["native", "concatenated", "by segment"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the deltas are computed."""
+    monkeypatch.setattr(forms, "SEGMENT_SECONDS", 0.0 if request.param == "by segment" else math.inf)
+    return str(request.param)
+
+
+def make_batch(form: str) -> AdapterBatch[Any, Any]:
+    if form != "native":
+        return PlainBatch(GROUPS, torch.float32)
+    native = library()
+    assert native is not None, "these tests need a C++ compiler"
+    return NativeBatch(GROUPS, native)
 
 
 class Stand:
     """Two layers that share an input, and a head that sees other rows."""
 
-    def __init__(self, adapters: dict[str, AdapterWeights] = ADAPTERS) -> None:
-        self.batch = AdapterBatch(GROUPS)
-        self.placed = {name: place(w, GROUPS, torch.float32) for name, w in adapters.items()}
+    def __init__(self, form: str, adapters: dict[str, AdapterWeights] = ADAPTERS) -> None:
+        self.batch = make_batch(form)
+        self.placed = {name: self.batch.place(w) for name, w in adapters.items()}
+        make = make_linear if form == "native" else PlainLinear
         self.layers = {
-            name: BatchedLinear(name, WEIGHTS[name], None, self.batch, index, member, name == "head")
+            name: BatchedLinear(
+                name, make(WEIGHTS[name], None), None, self.batch, index, member, name == "head"
+            )
             for index, names in enumerate(GROUPS)
             for member, name in enumerate(names)
         }
 
-    def segments(self, owners: Sequence[str | None]) -> list[Segment]:
+    def segments(self, owners: Sequence[str | None]) -> list[Segment[Any]]:
         return [Segment(i, i + 1, self.placed[o] if o else None) for i, o in enumerate(owners)]
 
 
@@ -80,8 +93,8 @@ def _expected(name: str, x: torch.Tensor, owners: Sequence[str | None]) -> torch
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_each_row_gets_its_own_delta(seed: int, form: bool) -> None:
-    stand, chance = Stand(), random.Random(seed)
+def test_each_row_gets_its_own_delta(seed: int, form: str) -> None:
+    stand, chance = Stand(form), random.Random(seed)
     for step in range(5):
         owners = [chance.choice(["a", "b", "c", None]) for _ in range(chance.randint(1, 9))]
         heads = [chance.choice(owners) for _ in range(chance.randint(1, 4))]
@@ -96,19 +109,19 @@ def test_each_row_gets_its_own_delta(seed: int, form: bool) -> None:
         assert torch.allclose(stand.layers["q"](x).double(), _expected("q", x, [None] * len(x)), atol=1e-5)
 
 
-def test_two_inputs_of_one_group_are_not_confused(form: bool) -> None:
+def test_two_inputs_of_one_group_are_not_confused(form: str) -> None:
     """The shared product is remembered for one input tensor only."""
-    stand, owners = Stand(), ["a", "c"]
+    stand, owners = Stand(form), ["a", "c"]
     first, second = _random(2, 6, seed=1), _random(2, 6, seed=2)
     stand.batch.begin(stand.segments(owners), [])
     stand.layers["q"](first)
     assert torch.allclose(stand.layers["k"](second).double(), _expected("k", second, owners), atol=1e-5)
 
 
-def test_a_neighbour_that_overflows_harms_only_itself(form: bool) -> None:
+def test_a_neighbour_that_overflows_harms_only_itself(form: str) -> None:
     """Finite weights can still overflow in a product; the base's rows and others' stay as they are."""
     wild = {"wild": _weights("wild", {"q": 2, "k": 2}, size=3e38).deltas}
-    stand = Stand(ADAPTERS | {"wild": AdapterWeights("wild", _clamped(wild["wild"]))})
+    stand = Stand(form, ADAPTERS | {"wild": AdapterWeights("wild", _clamped(wild["wild"]))})
     owners = ["a", "wild", None, "c"]
     x = 10 * _random(4, 6, seed=3)
     stand.batch.begin(stand.segments(owners), [])
@@ -129,8 +142,8 @@ def _clamped(deltas: object) -> dict[str, ModuleDelta]:
     }
 
 
-def test_a_row_of_nan_harms_only_itself(form: bool) -> None:
-    stand, owners = Stand(), ["a", "b", None, "c"]
+def test_a_row_of_nan_harms_only_itself(form: str) -> None:
+    stand, owners = Stand(form), ["a", "b", None, "c"]
     x = _random(4, 6, seed=4)
     x[1] = math.nan
     stand.batch.begin(stand.segments(owners), [])
@@ -140,37 +153,22 @@ def test_a_row_of_nan_harms_only_itself(form: bool) -> None:
         assert torch.allclose(got[row].double(), expected, atol=1e-5)
 
 
-def test_rows_that_are_not_the_steps_are_refused() -> None:
-    stand = Stand()
+def test_rows_that_are_not_the_steps_are_refused(form: str) -> None:
+    stand = Stand(form)
     stand.batch.begin(stand.segments(["a", "b"]), [])
     with pytest.raises(RuntimeError, match="q got 3 rows where the step has 2"):
         stand.layers["q"](torch.zeros(3, 6))
 
 
-def test_a_step_of_the_base_alone_computes_no_delta() -> None:
-    stand = Stand()
+def test_a_step_of_the_base_alone_computes_no_delta(form: str) -> None:
+    stand = Stand(form)
     stand.batch.begin(stand.segments([None, None]), stand.segments([None]))
     x = _random(7, 6, seed=0)  # no rows are counted either
     assert torch.allclose(stand.layers["q"](x), x @ WEIGHTS["q"].t(), atol=1e-5)
 
 
-def test_the_concatenation_is_kept_while_it_serves() -> None:
-    stand = Stand()
-    cache = PackCache()
-
-    def pack_after(*owners: str) -> object:
-        return cache.get(stand.segments(owners))
-
-    whole = pack_after("a", "b", "c")
-    assert pack_after("c", "a") is whole  # a part of it, at little waste
-    assert pack_after("a", "b", "c") is whole
-    assert pack_after("b") is not whole  # most of it would be waste
-    assert pack_after("a", "b") is not pack_after("b", "c")
-    assert cache.get([Segment(0, 4, None)]) is None
-
-
-def test_merged_copies_are_used_only_when_told() -> None:
-    stand = Stand()
+def test_merged_copies_are_used_only_when_told(form: str) -> None:
+    stand = Stand(form)
     layer, x = stand.layers["q"], _random(2, 6, seed=0)
     layer.merged = make_linear(2 * WEIGHTS["q"], None)
     assert torch.allclose(layer(x), x @ WEIGHTS["q"].t(), atol=1e-5)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 
 from adapters import forms
-from adapters.forms import Segment, coalesce, short_segments
+from adapters.forms import short_segments
 from adapters.placed import PlacedAdapter
+from adapters.segment import Segment
 
 
 def adapter(digest: str, parameters: int = 1000, modules: int = 10) -> PlacedAdapter:
-    return PlacedAdapter(digest, {}, 4 * parameters, parameters, modules)
+    return PlacedAdapter(digest, 4 * parameters, {}, parameters, modules)
 
 
-def row(lengths: list[tuple[int, PlacedAdapter | None]]) -> list[Segment]:
-    segments, start = [], 0
+def row(lengths: list[tuple[int, PlacedAdapter | None]]) -> list[Segment[PlacedAdapter]]:
+    segments: list[Segment[PlacedAdapter]] = []
+    start = 0
     for length, owner in lengths:
         segments.append(Segment(start, start + length, owner))
         start += length
@@ -29,11 +31,6 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wasted row of one foreign adapter costs as much as 1/10 of a segment."""
     monkeypatch.setattr(forms, "CONCATENATED_RATE", 1000.0)
     monkeypatch.setattr(forms, "SEGMENT_SECONDS", 1.0)
-
-
-def test_neighbours_with_one_adapter_are_joined() -> None:
-    joined = coalesce(row([(1, A), (1, A), (1, None), (1, None), (1, B), (1, A)]))
-    assert [(s.start, s.stop, s.adapter) for s in joined] == [(0, 2, A), (2, 4, None), (4, 5, B), (5, 6, A)]
 
 
 def test_decode_rows_are_concatenated() -> None:

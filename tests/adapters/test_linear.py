@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from adapters.linear import LinearMap, PackedLinear, PlainLinear, make_linear
+from adapters.linear import LinearMap, PackedLinear, PlainLinear, can_pack, make_linear
+from adapters.native import linear as native_linear
+from adapters.native.gemm import library
+from adapters.native.linear import NativeLinear
+from adapters.native.panels import pack
 
 
 def _random(*sizes: int, seed: int = 0) -> torch.Tensor:
@@ -13,12 +19,21 @@ def _random(*sizes: int, seed: int = 0) -> torch.Tensor:
 
 
 WEIGHT, BIAS, X, DELTA = _random(24, 16), _random(24, seed=1), _random(5, 16, seed=2), _random(5, 24, seed=3)
-FORMS = [PlainLinear, PackedLinear]
+
+
+def native(weight: torch.Tensor, bias: torch.Tensor | None) -> NativeLinear:
+    loaded = library()
+    assert loaded is not None, "these tests need a C++ compiler"
+    return NativeLinear(loaded, weight, bias)
+
+
+Form = Callable[[torch.Tensor, torch.Tensor | None], LinearMap]
+FORMS: list[Form] = [PlainLinear, PackedLinear, native]
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("bias", [None, BIAS])
-def test_is_the_product(form: type[PlainLinear | PackedLinear], bias: torch.Tensor | None) -> None:
+def test_is_the_product(form: Form, bias: torch.Tensor | None) -> None:
     linear = form(WEIGHT, bias)
     expected = X.double() @ WEIGHT.double().t() + (0 if bias is None else bias.double())
     assert torch.allclose(linear(X).double(), expected, atol=1e-5)
@@ -26,14 +41,14 @@ def test_is_the_product(form: type[PlainLinear | PackedLinear], bias: torch.Tens
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gives_its_weight_back_bit_for_bit(form: type[PlainLinear | PackedLinear]) -> None:
+def test_gives_its_weight_back_bit_for_bit(form: Form) -> None:
     linear = form(WEIGHT, BIAS)
     linear(X, DELTA.clone())
     assert torch.equal(linear.weight(), WEIGHT)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_takes_a_transposed_weight(form: type[PlainLinear | PackedLinear]) -> None:
+def test_takes_a_transposed_weight(form: Form) -> None:
     """`Conv1D` of GPT-2 stores the transpose."""
     linear = form(WEIGHT.t().contiguous().t(), None)
     assert torch.allclose(linear(X), X @ WEIGHT.t(), atol=1e-5)
@@ -51,11 +66,44 @@ def test_a_packed_row_is_the_same_bit_for_bit_in_any_batch_in_bfloat16() -> None
         assert torch.equal(linear(x[:rows].contiguous()), together[:rows])
 
 
-def test_only_a_cpu_weight_of_a_fast_type_is_packed() -> None:
+def test_the_form_follows_type_and_device() -> None:
     def made(weight: torch.Tensor) -> type[LinearMap]:
         return type(make_linear(weight, None))
 
-    assert made(WEIGHT) is PackedLinear
+    assert made(WEIGHT) is NativeLinear
+    assert can_pack(WEIGHT)
     assert made(WEIGHT.half()) is PlainLinear
     assert made(WEIGHT.double()) is PlainLinear
     assert made(torch.empty(4, 4, device="meta")) is PlainLinear
+
+
+@pytest.mark.parametrize("outputs", [1, 15, 16, 17, 70, 1100])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_native_products_of_any_size(outputs: int, half: bool) -> None:
+    weight, bias = _random(outputs, 37, seed=6), _random(outputs, seed=7)
+    weight = weight.bfloat16().float() if half else weight
+    linear = native(weight, bias)
+    assert torch.equal(linear.weight(), weight)
+    for rows in (0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 14, 15, 28, 29, native_linear.MANY_ROWS, 100):
+        x = _random(rows, 37, seed=rows)
+        expected = x.double() @ weight.double().t() + bias.double()
+        assert torch.allclose(linear(x).double(), expected, atol=1e-4), rows
+
+
+@pytest.mark.parametrize("inputs", [37, 4864])
+def test_a_native_row_is_the_same_bit_for_bit_beside_any_others(inputs: int) -> None:
+    linear = native(_random(70, inputs), None)
+    x = _random(native_linear.MANY_ROWS - 1, inputs, seed=5)
+    together = linear(x)
+    for row in range(len(x)):
+        assert torch.equal(linear(x[row : row + 1])[0], together[row])
+    for rows in (2, 6, 7, 14, 15, 31):
+        assert torch.equal(linear(x[:rows]), together[:rows])
+
+
+def test_a_weight_without_more_digits_is_kept_in_half_the_bytes() -> None:
+    weight = _random(32, 8)
+    assert pack(weight).data.dtype == torch.float32
+    assert pack(weight.bfloat16().float()).data.dtype == torch.bfloat16
+    assert torch.equal(pack(weight.bfloat16().float()).unpack(), weight.bfloat16().float())
+    assert pack(torch.cat([weight.bfloat16().float(), weight[:1]])).data.dtype == torch.float32

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapters.batched import AdapterBatch, BatchedLinear
+from adapters.batched import BatchedLinear
 from adapters.delta import AdapterWeights, ModuleDelta
+from adapters.linear import make_linear
 from adapters.merge import build_merged, merged_weight
+from adapters.plain import PlainBatch
 
 GENERATOR = torch.Generator().manual_seed(0)
 WEIGHT = torch.randn(6, 4, generator=GENERATOR)
@@ -32,8 +34,11 @@ def test_leaves_the_base_and_the_adapter_as_they_were() -> None:
 
 
 def _layers() -> list[BatchedLinear]:
-    batch = AdapterBatch([("q",), ("k",)])
-    return [BatchedLinear(name, WEIGHT, BIAS, batch, i, 0, False) for i, name in enumerate("qk")]
+    batch = PlainBatch([("q",), ("k",)], torch.float32)
+    return [
+        BatchedLinear(name, make_linear(WEIGHT, BIAS), BIAS, batch, i, 0, False)
+        for i, name in enumerate("qk")
+    ]
 
 
 def test_every_targeted_layer_gets_a_merged_copy_with_its_bias() -> None:

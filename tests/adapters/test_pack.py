@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from adapters.delta import AdapterWeights, ModuleDelta
-from adapters.pack import Pack
+from adapters.pack import Pack, PackCache
 from adapters.placed import PlacedAdapter, place
+from adapters.segment import Segment
 
 GROUPS = [("q", "k"), ("o",), ("up",)]
 SIZES = {"q": (6, 8), "k": (6, 4), "o": (8, 6), "up": (6, 10)}
@@ -84,3 +85,17 @@ def test_equal_layouts_are_shared() -> None:
 def test_no_adapters_that_touch_anything_make_an_empty_pack() -> None:
     pack = Pack([place(AdapterWeights("none", {}), GROUPS, torch.float32)])
     assert (pack.groups, pack.parameters) == ({}, 0)
+
+
+def test_the_concatenation_is_kept_while_it_serves() -> None:
+    cache = PackCache()
+
+    def pack_after(*owners: PlacedAdapter) -> object:
+        return cache.get([Segment(i, i + 1, owner) for i, owner in enumerate(owners)])
+
+    whole = pack_after(A, B, C)
+    assert pack_after(C, A) is whole  # a part of it, at little waste
+    assert pack_after(A, B, C) is whole
+    assert pack_after(B) is not whole  # most of it would be waste
+    assert pack_after(A, B) is not pack_after(B, C)
+    assert cache.get([Segment(0, 4, None)]) is None

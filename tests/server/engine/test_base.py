@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, T5ForConditionalGeneration
 
 from adapters.linear import make_linear
-from adapters.placed import place
 from server.engine import attention
 from server.engine.attention import paged_attention
 from server.engine.base import ServedModel
@@ -141,7 +140,7 @@ def test_half_precision_stays_near_float32(name: str, dtype: torch.dtype, famili
 
 
 def place_as(weights: Any, model: ServedModel) -> Any:
-    return place(weights, model.batch.groups, model.dtype)
+    return model.batch.place(weights)
 
 
 def test_describes_itself(families: Families) -> None:

@@ -1,0 +1,78 @@
+"""An adapter in the form that the native products read: panels, and tables of where they are."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adapters.delta import AdapterWeights
+from adapters.native.panels import Panels, pack
+from adapters.placed import Groups, Placed
+
+Table = npt.NDArray[np.int64]
+SHRINK_FIELDS = 3  # struct Shrink of gemm.cpp
+EXPAND_FIELDS = 5  # struct Expand
+
+
+@dataclass(frozen=True, eq=False)
+class NativeAdapter(Placed):
+    """One adapter version in memory of the CPU.
+
+    Attributes:
+        shrink: `(groups, 3)`: address, columns and type of each group's `A`; zeros where it has none.
+        expand: `(modules, 5)`: address, first column, rank, type and scale of each module's `B`, likewise.
+        columns: the most columns of any group.
+        panels: what the tables point into.
+    """
+
+    shrink: Table
+    expand: Table
+    columns: int
+    panels: tuple[Panels, ...]
+
+    def to(self, device: torch.device) -> NativeAdapter:
+        if device.type != "cpu":
+            raise ValueError(f"a native adapter can't be moved to {device}")
+        return self
+
+
+def place(weights: AdapterWeights, groups: Groups) -> NativeAdapter:
+    """Put `weights` into panels; where bfloat16 holds the values exactly, that is what is kept."""
+    shrink = np.zeros((len(groups), SHRINK_FIELDS), np.int64)
+    expand = np.zeros((sum(len(names) for names in groups), EXPAND_FIELDS), np.int64)
+    kept: list[Panels] = []
+    module = columns = 0
+    for index, names in enumerate(groups):
+        stacked: list[Tensor] = []
+        start = 0
+        for name in names:
+            delta = weights.deltas.get(name)
+            if delta is not None:
+                b = pack(delta.b)
+                kept.append(b)
+                expand[module] = (*_where(b, start, delta.rank), _bits(delta.scale))
+                stacked.append(delta.a)
+                start += delta.rank
+            module += 1
+        if stacked:
+            a = pack(torch.cat([part.float() for part in stacked]))
+            kept.append(a)
+            shrink[index] = (a.data.data_ptr(), start, a.data.dtype == torch.bfloat16)
+            columns = max(columns, start)
+    nbytes = sum(panels.data.nbytes for panels in kept)
+    return NativeAdapter(weights.digest, nbytes, shrink, expand, columns, tuple(kept))
+
+
+def _where(b: Panels, start: int, rank: int) -> tuple[int, int, int, int]:
+    return b.data.data_ptr(), start, rank, int(b.data.dtype == torch.bfloat16)
+
+
+def _bits(scale: float) -> int:
+    """A double in the place of an integer."""
+    (bits,) = struct.unpack("<q", struct.pack("<d", scale))
+    return int(bits)
