@@ -12,7 +12,7 @@ import torch
 
 from adapters.delta import AdapterWeights, ModuleDelta
 from adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter
-from adapters.placed import PlacedAdapter, place
+from adapters.placed import Placed, place
 from adapters.residency import Residency, Tier
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def _weights(digest: str) -> AdapterWeights:
     return AdapterWeights(digest, {"m": ModuleDelta(torch.ones(rank, 4), torch.ones(4, rank), 1.0)})
 
 
-def _place(weights: AdapterWeights) -> PlacedAdapter:
+def _place(weights: AdapterWeights) -> Placed:
     return place(weights, [("m",)], torch.float32)
 
 
@@ -69,8 +69,8 @@ def _settle(residency: Residency) -> None:
     _until(lambda: not residency._loading)
 
 
-def _lease(residency: Residency, digest: str) -> PlacedAdapter:
-    got: list[PlacedAdapter] = []
+def _lease(residency: Residency, digest: str) -> Placed:
+    got: list[Placed] = []
 
     def tried() -> bool:
         adapter = residency.acquire(digest)
