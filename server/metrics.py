@@ -20,6 +20,7 @@ MAX_LABELS = 512
 OTHER = "other"
 FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+LOOP_LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25)
 WHOLE = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 
 
@@ -48,6 +49,9 @@ class Metrics:
         self.first_token = self._histogram("time_to_first_token", "Until the first token", FIRST_TOKEN)
         self.between = self._histogram("inter_token_latency", "Between two tokens", BETWEEN_TOKENS)
         self.whole = self._histogram("request_duration", "Until the last token", WHOLE)
+        self.loop_lag = self._histogram(
+            "event_loop_lag", "How late a timer of the event loop is, 50 times a second", LOOP_LAG
+        )
         self.registry.register(StatsCollector(stats, model, max_running, self.active_names))
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
@@ -175,6 +179,12 @@ def engine_metrics(stats: EngineStats) -> Iterator[Metric]:
         yield GaugeMetricFamily(f"multilora_{name}", text, value=value)
     for name, (text, value) in counters.items():
         yield CounterMetricFamily(f"multilora_{name}", text, value=value)
+    parts = CounterMetricFamily(
+        "multilora_step_part_seconds", "Time spent in the parts of steps", labels=["part"]
+    )
+    for part, seconds in stats.step_parts.items():
+        parts.add_metric([part], seconds)
+    yield parts
     tiers = {
         "adapters_resident": ("Adapters in memory", stats.adapters_device, stats.adapters_host),
         "adapter_bytes": ("Memory of adapters", stats.adapter_bytes_device, stats.adapter_bytes_host),

@@ -65,6 +65,7 @@ def _nothing_yet() -> EngineStats:
         generated_tokens=0,
         steps=0,
         step_seconds=0.0,
+        step_parts={"schedule": 0.0},
         adapters_running=(),
         adapters_waiting=(),
         adapters_device=0,

@@ -84,10 +84,22 @@ class EngineCore:
         self._generated_tokens = 0
         self._steps = 0
         self._step_seconds = 0.0
+        self._parts = {"schedule": 0.0, "forward": 0.0, "sample": 0.0}
 
     @property
     def busy(self) -> bool:
         return bool(self._live)
+
+    @property
+    def occupancy(self) -> tuple[int, int]:
+        """How many sequences run, and how many wait."""
+        running = len(self.scheduler.running)
+        return running, len(self._live) - running
+
+    @property
+    def steps(self) -> int:
+        """Forward passes so far."""
+        return self._steps
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request.
@@ -131,22 +143,28 @@ class EngineCore:
             self._failed.append((sequence.request.request_id, error))
         results: Results = []
         if plan:
-            results += self._run(plan)
+            results += self._run(plan, started)
             self._account(plan, time.perf_counter() - started)
         # Kept until here: if this step broke, the next one tells of them.
         results += self._failed
         self._failed = []
         return results
 
-    def _run(self, plan: Plan) -> Results:
+    def _run(self, plan: Plan, started: float) -> Results:
+        scheduled = time.perf_counter()
         try:
             logits, scored = self.runner.run(plan)
         finally:
             self.model.batch.end()
+        computed = time.perf_counter()
         self._steps += 1
         self._prompt_tokens += sum(tokens for sequence, tokens in plan.items() if not sequence.decoding)
         self.scheduler.advance(plan)
-        return self._finish(logits, scored)
+        results = self._finish(logits, scored)
+        self._parts["schedule"] += scheduled - started
+        self._parts["forward"] += computed - scheduled
+        self._parts["sample"] += time.perf_counter() - computed
+        return results
 
     def _finish(self, logits: Tensor, scored: list[Scored]) -> Results:
         """Sample, record and deliver."""
@@ -248,6 +266,7 @@ class EngineCore:
             generated_tokens=self._generated_tokens,
             steps=self._steps,
             step_seconds=self._step_seconds,
+            step_parts={**self._parts},
             adapters_running=tuple(sorted(running)),
             adapters_waiting=tuple(sorted(waiting)),
             adapters_device=len(residency.device.items),

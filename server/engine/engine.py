@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
@@ -18,6 +19,7 @@ from server.engine.stats import EngineStats
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _FAILURES = 3  # steps that may fail in a row before the engine counts as broken
+_SNAPSHOT_SECONDS = 0.1  # how old the counters may be while it runs: to collect them takes time from steps
 
 
 class Engine:
@@ -34,8 +36,9 @@ class Engine:
         self._stopping = False
         self._stopped = False
         self._draining = False
-        self._healthy = True
-        self._stats = core.stats()
+        self._deliver_seconds = 0.0
+        self._failures = 0
+        self._snapshot()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         core.residency.on_ready = self._notify
 
@@ -52,7 +55,7 @@ class Engine:
             EngineError: the engine failed, is stopping, or refused the request.
             AdapterError: the adapter could not be loaded.
         """
-        if self._draining or not self._healthy:
+        if self._draining or not self._stats.healthy:
             raise EngineError("the server is shutting down" if self._draining else "the engine has failed")
         stream: asyncio.Queue[Result] = asyncio.Queue()
         self._streams[request.request_id] = stream
@@ -72,7 +75,7 @@ class Engine:
                 self._command(lambda: self._core.abort(request.request_id))
 
     def stats(self) -> EngineStats:
-        """The counters after the last step."""
+        """The counters after the last step, or while it runs those of a moment ago."""
         return self._stats
 
     def residency(self, digest: str) -> str:
@@ -152,7 +155,6 @@ class Engine:
                 command()
 
     def _step_until_stopped(self) -> None:
-        failures = 0
         idle = False
         while not self._stopping:
             with self._wake:
@@ -162,23 +164,30 @@ class Engine:
                 commands = [self._commands.popleft() for _ in range(len(self._commands))]
             for command in commands:
                 command()
-            failed = False
+            before = self._core.steps
             try:
                 results = self._core.step()
             except Exception:
                 log.exception("an engine step failed; its requests are answered with an error")
                 results = self._fail_all()
-                failed = True
-            stats = self._core.stats()
-            ran = stats.steps > self._stats.steps
-            if failed:
-                failures += 1
-            elif ran:  # a step with nothing to run proves nothing
-                failures = 0
-            self._healthy = failures < _FAILURES
-            self._stats = replace(stats, healthy=self._healthy)
-            idle = not results and not ran
+                self._failures += 1
+            else:
+                if self._core.steps > before:  # a step with nothing to run proves nothing
+                    self._failures = 0
+            idle = not results and self._core.steps == before
+            stepped = time.perf_counter()
+            changed = self._core.occupancy != (self._stats.running, self._stats.waiting)
+            if changed or not self._core.busy or stepped - self._snapshot_at > _SNAPSHOT_SECONDS:
+                self._snapshot()
             self._deliver(results)
+            if not idle:
+                self._deliver_seconds += time.perf_counter() - stepped
+
+    def _snapshot(self) -> None:
+        stats = self._core.stats(healthy=self._failures < _FAILURES)
+        parts = {**stats.step_parts, "deliver": self._deliver_seconds}
+        self._stats = replace(stats, step_parts=parts)
+        self._snapshot_at = time.perf_counter()
 
     def _fail_all(self) -> Results:
         """End every live request: the state of a step that broke midway is not to be trusted."""

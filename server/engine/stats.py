@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -15,6 +16,9 @@ class EngineStats:
         prefix_queries, prefix_hits: prompt tokens looked up in and served from the prefix cache.
         prompt_tokens, generated_tokens: tokens computed for prompts (cache hits left out) and sampled.
         steps, step_seconds: forward passes and the time spent in them, scheduling and sampling included.
+        step_parts: seconds of the parts that a step has, by name: `schedule` (what runs, and its memory),
+            `forward`, `sample` (tokens, scores, text) and `deliver` (to the event loop). A GPU works on while
+            `forward` is over already: `sample` waits for it there.
         adapters_running, adapters_waiting: digests that live sequences name.
         adapters_device, adapters_host: adapters in each tier; on the CPU the two tiers are one.
         adapter_load_seconds: time spent reading and placing adapters, in the background.
@@ -31,6 +35,7 @@ class EngineStats:
     generated_tokens: int
     steps: int
     step_seconds: float
+    step_parts: Mapping[str, float]
     adapters_running: tuple[str, ...]
     adapters_waiting: tuple[str, ...]
     adapters_device: int

@@ -52,6 +52,8 @@ def test_the_engines_numbers() -> None:
         "multilora_engine_healthy": 1,
     }
     assert {name: samples[name,] for name in expected} == expected
+    parts = {part: samples["multilora_step_part_seconds_total", part] for part in STATS.step_parts}
+    assert parts == {"schedule": 0.125, "forward": 1.25, "sample": 0.125, "deliver": 0.25}
     assert samples["multilora_adapters_resident", "device"] == 2
     assert samples["multilora_adapters_resident", "host"] == 4
     assert samples["multilora_adapter_bytes", "device"] == 1000

@@ -44,6 +44,7 @@ STATS = EngineStats(
     generated_tokens=70,
     steps=11,
     step_seconds=1.5,
+    step_parts={"schedule": 0.125, "forward": 1.25, "sample": 0.125, "deliver": 0.25},
     adapters_running=(),
     adapters_waiting=(),
     adapters_device=2,
