@@ -1,0 +1,125 @@
+"""A slot holds the addresses of its adapter and of no other, and keeps it alive."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+
+from adapters.cuda.table import AdapterTable, OutputTerms
+from adapters.placed import PlacedAdapter, place
+from tests.adapters.cuda.stand import GROUPS, MAX_RANK, RANKS, SHAPES, weights
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def table() -> AdapterTable:
+    return AdapterTable(SHAPES, 2, MAX_RANK, torch.float32, CPU)
+
+
+def _placed(number: int, dtype: torch.dtype = torch.float32) -> PlacedAdapter:
+    return place(weights(f"adapter {number}", RANKS[number]), GROUPS, dtype)
+
+
+def test_a_slot_holds_addresses_and_ranks(table: AdapterTable) -> None:
+    adapter = _placed(1)
+    slot = table.assign(adapter)
+    group = adapter.groups[0]
+    q, k, v = group.parts
+    assert q is not None
+    assert k is None
+    assert v is not None
+    entries = table.groups[0].entries[slot]
+    assert entries[0, :2].tolist() == [group.at.data_ptr(), 13]
+    assert entries[1, :5].tolist() == [q.bt.data_ptr(), 0, 5, 0, 0]
+    assert not entries[2].any()
+    assert entries[3, :5].tolist() == [v.bt.data_ptr(), 5, 8, 0, 0]
+    assert not table.groups[1].entries[slot].any()
+
+
+def test_terms_are_held_beside_the_delta_or_alone(table: AdapterTable) -> None:
+    scale, bias = torch.ones(272), torch.zeros(48)
+    slot = table.assign(_placed(1), {(0, 0): OutputTerms(scale=scale), (1, 0): OutputTerms(bias=bias)})
+    assert table.groups[0].entries[slot, 1, 3:5].tolist() == [scale.data_ptr(), 0]
+    assert table.groups[1].entries[slot, 1].tolist() == [0, 0, 0, 0, bias.data_ptr(), 0, 0, 0]
+
+
+def test_only_the_slots_own_entries_change_and_none_moves(table: AdapterTable) -> None:
+    first = table.assign(_placed(0))
+    before = [group.entries[first].clone() for group in table.groups]
+    addresses = [group.entries.data_ptr() for group in table.groups]
+    second = table.assign(_placed(2))
+    table.free(second)
+    assert [group.entries.data_ptr() for group in table.groups] == addresses
+    for group, entries in zip(table.groups, before, strict=True):
+        assert torch.equal(group.entries[first], entries)
+        assert not group.entries[second].any()
+
+
+def test_slots_are_found_filled_and_freed(table: AdapterTable) -> None:
+    adapters = [_placed(number) for number in range(3)]
+    assert [table.assign(adapter) for adapter in adapters[:2]] == [0, 1]
+    assert [table.slot(adapter) for adapter in adapters] == [0, 1, None]
+    assert table.assigned == adapters[:2]
+    with pytest.raises(ValueError, match="has slot 1 already"):
+        table.assign(adapters[1])
+    with pytest.raises(ValueError, match="all 2 adapter slots are taken"):
+        table.assign(adapters[2])
+    table.free(0)
+    with pytest.raises(ValueError, match="free already"):
+        table.free(0)
+    assert table.slot(adapters[0]) is None
+    assert table.assign(adapters[2]) == 0
+
+
+def test_an_adapter_lives_as_long_as_its_slot(table: AdapterTable) -> None:
+    adapter = _placed(0)
+    term = torch.ones(272)
+    memory = [weakref.ref(adapter.groups[0].at), weakref.ref(term)]
+    slot = table.assign(adapter, {(0, 0): OutputTerms(scale=term)})
+    del adapter, term
+    gc.collect()
+    assert all(ref() is not None for ref in memory)
+    table.free(slot)
+    gc.collect()
+    assert all(ref() is None for ref in memory)
+
+
+def test_what_the_kernels_would_misread_is_refused(table: AdapterTable) -> None:
+    good = _placed(0)
+    group = good.groups[0]
+    wrong = {
+        "narrow type": _placed(0, torch.float16),
+        "layout": replace(good, groups={0: replace(group, at=group.at.t().contiguous().t())}),
+        "input width": replace(good, groups={1: group}),
+        "modules": replace(good, groups={0: replace(group, parts=group.parts[:2])}),
+        "order of modules": replace(good, groups={0: replace(group, parts=group.parts[::-1])}),
+        "ranks": replace(good, groups={0: replace(group, at=group.at[:, :40].contiguous())}),
+        "place in memory": replace(good, groups={0: replace(group, at=_shifted(group.at))}),
+    }
+    for what, adapter in wrong.items():
+        with pytest.raises(ValueError, match=r"suit|expected"):
+            table.assign(adapter)
+        assert table.slot(adapter) is None, what
+    for term in (torch.ones(271), torch.ones(272, dtype=torch.float64), torch.ones(544)[::2]):
+        with pytest.raises(ValueError, match=r"shape|expected"):
+            table.assign(good, {(0, 0): OutputTerms(bias=term)})
+    assert not any(group.entries.any() for group in table.groups)
+    assert table.assigned == []
+
+
+def test_ranks_over_the_bound_are_refused() -> None:
+    table = AdapterTable(SHAPES, 2, 8, torch.float32, CPU)
+    with pytest.raises(ValueError, match="at most 24 ranks"):
+        table.assign(_placed(0))
+
+
+def _shifted(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, not at a multiple of 16 bytes."""
+    memory = torch.empty(tensor.numel() + 1)
+    shifted = memory[1:].view(tensor.shape)
+    return shifted.copy_(tensor)
