@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Models, logs and the peers' own environment, kept for the next run.
+BENCH_WORK ?= build/bench
 
 # OpenMP's workers spin while they wait; beside a second process each operation would then wait for the
 # scheduler. One thread does not collapse.
@@ -30,7 +32,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m bench throughput
+	$(BIN)/python -m bench all --work $(BENCH_WORK) --vllm $(BENCH_WORK)/vllm
 
 clean:
 	rm -rf $(VENV) demo-data

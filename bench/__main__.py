@@ -1,106 +1,134 @@
-"""`python -m bench MEASURE`: measure, print, write the raw results."""
+"""`python -m bench MEASURE`: measure, write the raw results, and make the page of results from them."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from bench.adapter_load import measure_adapter_load
+from bench.chart import throughput_chart
+from bench.floor import measure_floor
+from bench.heartbeat import measure_heartbeat
 from bench.hot_swap import measure_hot_swap
-from bench.load import median
+from bench.long_prompt import measure_long_prompt
 from bench.lora_forms import measure_forms
+from bench.reports import read_reports, write_report
+from bench.rounds import Rounds, say
+from bench.setting import Bench, default_tokens
 from bench.shapes import SHAPES
-from bench.throughput import measure
+from bench.startup import measure_startup
+from bench.table import results_page
+from bench.throughput import measure_merged, measure_single, measure_throughput
+from bench.zipf import measure_zipf
+
+MEASURES: dict[str, Callable[[Bench], Rounds]] = {
+    "throughput": measure_throughput,
+    "merged": measure_merged,
+    "single": measure_single,
+    "zipf": measure_zipf,
+    "long-prompt": measure_long_prompt,
+    "floor": measure_floor,
+    "heartbeat": measure_heartbeat,
+    "adapter-load": measure_adapter_load,
+    "startup": measure_startup,
+    "hot-swap": measure_hot_swap,
+}
+ASIDE: dict[str, Callable[[Bench], Rounds]] = {"lora-forms": measure_forms}
+"""Measured when named only: they say nothing about targets."""
+PAGE, CHART = "RESULTS.md", "throughput.svg"
+_QUICK_TOKENS = 4
 
 
-def main() -> None:
-    """Run the benchmark that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("what", choices=["throughput", "hot-swap", "lora-forms"])
-    parser.add_argument("--shape", choices=[*SHAPES], default="135m")
-    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--work", type=Path, default=None, help="folder for models, kept for the next run")
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
-    arguments = parser.parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line names; returns the exit code, 1 if a measure failed."""
+    options = build_parser().parse_args(arguments)
+    if options.what == "report":
+        write_page(options.output)
+        return 0
+    names = [*MEASURES] if options.what == "all" else [options.what]
     with tempfile.TemporaryDirectory() as temporary:
-        work = arguments.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
-        results = _measure(arguments, work)
-    setting = {
-        name: getattr(arguments, name)
-        for name in ("shape", "dtype", "clients", "prompt_tokens", "new_tokens", "repeats", "rank")
-    }
-    report = {"setting": setting, "machine": _machine(), "date": time.strftime("%Y-%m-%d"), **results}
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    kind = "" if arguments.dtype == "auto" else f"-{arguments.dtype}"
-    path = arguments.output / f"{arguments.what}-{arguments.shape}{kind}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(table(report) if arguments.what == "throughput" else json.dumps(results, indent=1))
-    print(f"wrote {path}")
+        work = options.work or Path(temporary)
+        failed = [
+            f"{name} {shape}"
+            for shape in options.shape or ["135m", "0.5b"]
+            for name in names
+            if not run_measure(name, _bench(options, shape, work), options.output)
+        ]
+    write_page(options.output)
+    if failed:
+        say(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
-def _measure(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
-    if arguments.what == "lora-forms":
-        return {"milliseconds of a layer": measure_forms(arguments.shape, arguments.rank, arguments.repeats)}
-    if arguments.what == "hot-swap":
-        return measure_hot_swap(arguments.shape, work, clients=arguments.clients, rank=arguments.rank)
-    return measure(
-        arguments.shape,
-        work,
-        dtype=arguments.dtype,
-        clients=arguments.clients,
-        prompt_tokens=arguments.prompt_tokens,
-        new_tokens=arguments.new_tokens,
-        repeats=arguments.repeats,
-        rank=arguments.rank,
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("what", choices=["all", "report", *MEASURES, *ASIDE])
+    parser.add_argument(
+        "--shape", action="append", choices=[*SHAPES], help="repeat for more; default: 135m and 0.5b"
     )
+    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, help="by each request; default: by shape")
+    parser.add_argument("--quick", action="store_true", help="one repeat of little: only shows that all runs")
+    parser.add_argument(
+        "--vllm", type=Path, help="folder for vLLM's environment, made if missing; else vLLM is left out"
+    )
+    parser.add_argument("--work", type=Path, help="folder for models, kept for the next run")
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
+    return parser
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def _bench(options: argparse.Namespace, shape: str, work: Path) -> Bench:
+    new, wide = default_tokens(shape)
+    if options.new_tokens:
+        new = wide = options.new_tokens
+    if options.quick:
+        new = wide = _QUICK_TOKENS
+    bench = Bench(
+        shape,
+        work.absolute(),
+        options.dtype,
+        prompt_tokens=options.prompt_tokens,
+        new_tokens=new,
+        wide_tokens=wide,
+        repeats=1 if options.quick else options.repeats,
+        vllm=options.vllm and options.vllm.absolute(),
+        quick=options.quick,
+    )
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    return bench
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+def run_measure(name: str, bench: Bench, output: Path) -> bool:
+    """Measure and write the report; False, with the reason on standard error, if it failed."""
+    say(f"{name}, {bench.shape}")
+    started = time.perf_counter()
+    try:
+        done = {**MEASURES, **ASIDE}[name](bench)
+    except Exception as error:  # one broken measure must not cost the others their results
+        say(f"{name}, {bench.shape} failed: {type(error).__name__}: {error}")
+        return False
+    path = write_report(name, bench, done, output)
+    say(f"wrote {path} after {time.perf_counter() - started:.0f} seconds")
+    return True
 
 
-def table(report: dict[str, Any]) -> str:
-    """Medians as a Markdown table; the ratio is to the faster of PEFT's mixed batches."""
-    mixed = [rates for case, rates in report["in process"].items() if case.startswith("mixed")]
-    peft = max(median(rates) for rates in mixed)
-    rows = [
-        "| measure | tokens/s | first token, ms | between tokens, ms | x PEFT mixed |",
-        "|---|---|---|---|---|",
-    ]
-    for case, runs in report["over HTTP"].items():
-        rate = median([run["tokens_per_second"] for run in runs])
-        first = 1000 * median([run["first_token"] for run in runs])
-        between = 1000 * median([run["between_tokens"] for run in runs])
-        rows.append(f"| {case} | {rate:.0f} | {first:.0f} | {between:.1f} | {rate / peft:.2f} |")
-    for case, rates in report["in process"].items():
-        rows.append(f"| PEFT in process: {case} | {median(rates):.0f} | | | {median(rates) / peft:.2f} |")
-    return "\n".join(rows)
+def write_page(output: Path) -> None:
+    """Make the page and the chart from the JSON files in `output`; print the page."""
+    output.mkdir(parents=True, exist_ok=True)
+    reports = read_reports(output)
+    chart = throughput_chart(reports)
+    if chart:
+        (output / CHART).write_text(chart)
+    page = results_page(reports, [CHART] if chart else [])
+    (output / PAGE).write_text(page)
+    print(page)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,76 +4,72 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
-from bench.load import ask, median
-from bench.shapes import SHAPES, make_adapter, make_base
-from server.spawn import serving
+from bench.load import TIMEOUT, ask, median, random_prompt
+from bench.rounds import Figures, Rounds
+from bench.setting import Bench
 
 UPLOADS = 12
-PAUSE = 1.0  # seconds between two uploads
+_QUICK_UPLOADS = 2
+_PAUSE = 1.0  # seconds between two uploads
+_WARM = 5.0  # seconds
+_PROMPT, _TOKENS = 16, 64
 
 
-@dataclass(frozen=True, slots=True)
-class Gaps:
-    """Seconds between two tokens of the running requests."""
+def measure_hot_swap(bench: Bench) -> Rounds:
+    """Base requests run all the time; in the second half adapters are uploaded and asked in turn.
 
-    median: float
-    p99: float
-    worst: float
-
-
-def measure_hot_swap(shape: str, work: Path, *, clients: int, rank: int, threads: int = 0) -> dict[str, Any]:
-    """Base requests run all the time; in the second half adapters are uploaded and asked in turn."""
-    base = make_base(shape, work / shape / "base")
-    folders = [make_adapter(base, work / shape / f"r{rank}-{i}", rank, i) for i in range(UPLOADS)]
-    flags = ["--model", str(base), "--served-model-name", "base", "--adapter-memory-gb", "4"]
-    flags += ["--data-dir", str(work / shape / f"swap-{time.time_ns()}"), "--threads", str(threads)]
-    with serving(flags, work / "server.log") as url:
-        return asyncio.run(_run(url, folders, clients, SHAPES[shape][1]["vocab_size"]))
+    Cases `upload` (a round is one adapter), and `quiet` and `while publishing` (pauses between two tokens).
+    """
+    folders = list(bench.adapters(_QUICK_UPLOADS if bench.quick else UPLOADS).values())
+    with bench.serving("hot-swap", {}) as url:
+        done = asyncio.run(_run(url, bench, folders))
+    size = (folders[0] / "adapter_model.safetensors").stat().st_size
+    done.notes.append(f"adapter files of {size / 2**20:.1f} MiB, uploaded while {bench.clients} requests run")
+    return done
 
 
-async def _run(url: str, folders: list[Path], clients: int, vocabulary: int) -> dict[str, Any]:
+async def _run(url: str, bench: Bench, folders: list[Path]) -> Rounds:
     stamps: list[list[float]] = []
     stop = asyncio.Event()
-    async with httpx.AsyncClient(timeout=600) as client:
+    generator = random.Random(0)
+    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
 
-        async def keep_asking(number: int) -> None:
-            turn = 0
+        async def keep_asking() -> None:
             while not stop.is_set():
-                prompt = [3 + (number * 977 + turn * 131 + i * 17) % (vocabulary - 3) for i in range(16)]
-                stamps.append((await ask(client, url, "base", prompt, 64))[1:])
-                turn += 1
+                prompt = random_prompt(generator, _PROMPT, bench.vocabulary)
+                stamps.append((await ask(client, url, "base", prompt, _TOKENS))[1:])
 
-        asking = [asyncio.create_task(keep_asking(number)) for number in range(clients)]
-        await asyncio.sleep(5)  # warm
+        asking = [asyncio.create_task(keep_asking()) for _ in range(bench.clients)]
+        await asyncio.sleep(_WARM)
         quiet_from = time.perf_counter()
-        await asyncio.sleep(UPLOADS * PAUSE)
+        await asyncio.sleep(len(folders) * _PAUSE)
         quiet_until = time.perf_counter()
-        waits, bare = [], []
+        uploads: list[Figures] = []
         for number, folder in enumerate(folders):
-            waits.append(await _upload_and_ask(client, url, f"new{number}", folder))
-            bare.append(await _time_first_token(client, url, f"new{number}"))
-            await asyncio.sleep(PAUSE)
+            first = await _upload_and_ask(client, url, f"new{number}", folder)
+            again = await _time_first_token(client, url, f"new{number}")
+            uploads.append({"round": number, "first_token": first, "first_token_again": again})
+            await asyncio.sleep(_PAUSE)
         busy_until = time.perf_counter()
         stop.set()
         await asyncio.gather(*asking)
-    size = (folders[0] / "adapter_model.safetensors").stat().st_size
-    return {
-        "adapter MiB": round(size / 2**20, 1),
-        "quiet": asdict(_gaps(stamps, quiet_from, quiet_until)),
-        "while publishing": asdict(_gaps(stamps, quiet_until, busy_until)),
-        "upload to first token": median(waits),
-        "first token of the same adapter once more": median(bare),
-    }
+    return Rounds(
+        {
+            "upload": uploads,
+            "quiet": [{"round": 0, **gaps(stamps, quiet_from, quiet_until)}],
+            "while publishing": [{"round": 0, **gaps(stamps, quiet_until, busy_until)}],
+        }
+    )
 
 
 async def _upload_and_ask(client: httpx.AsyncClient, url: str, name: str, folder: Path) -> float:
+    """Seconds from sending the files to the first token."""
     files = {
         "config": (folder / "adapter_config.json").read_bytes(),
         "weights": (folder / "adapter_model.safetensors").read_bytes(),
@@ -90,11 +86,14 @@ async def _time_first_token(client: httpx.AsyncClient, url: str, name: str) -> f
     return times[1] - times[0]
 
 
-def _gaps(stamps: list[list[float]], start: float, stop: float) -> Gaps:
-    gaps = sorted(
+def gaps(stamps: list[list[float]], start: float, stop: float) -> Figures:
+    """Seconds between two tokens of the answers, of those gaps that lie between `start` and `stop`."""
+    found = sorted(
         later - earlier
         for answer in stamps
         for earlier, later in itertools.pairwise(answer)
         if start <= earlier and later <= stop
     )
-    return Gaps(median(gaps), gaps[int(0.99 * (len(gaps) - 1))], gaps[-1])
+    if not found:
+        raise RuntimeError("no two tokens came while pauses were measured")
+    return {"median": median(found), "p99": found[int(0.99 * (len(found) - 1))], "worst": found[-1]}

@@ -1,9 +1,9 @@
-"""The two forms of the batched LoRA product: the source of the rates in `adapters/forms.py`."""
+"""The forms of the batched LoRA product: the source of the rates in `adapters/forms.py`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -12,81 +12,113 @@ import torch
 from adapters import forms
 from adapters.batched import AdapterBatch, BatchedLinear
 from adapters.delta import AdapterWeights, ModuleDelta
-from adapters.forms import Segment
-from adapters.linear import has_fast_bfloat16
-from adapters.placed import place
+from adapters.linear import PackedLinear, PlainLinear, can_pack, has_fast_bfloat16
+from adapters.native.batch import NativeBatch
+from adapters.native.gemm import library
+from adapters.native.linear import NativeLinear
+from adapters.plain import PlainBatch
+from adapters.segment import Segment
 from bench.load import median
+from bench.rounds import Figures, Rounds
+from bench.setting import Bench
 from bench.shapes import SHAPES
 
 LAYERS = 4  # enough that weights do not stay in the cache from one pass to the next
 CASES = ((1, 8), (8, 8), (32, 8), (32, 32), (128, 8), (512, 8))
+Group = list[tuple[str, int, int]]
+"""Modules that share an input: name, inputs, outputs."""
 
 
-def measure_forms(shape: str, rank: int, repeats: int) -> list[dict[str, Any]]:
-    """Milliseconds for one layer, for each number of rows and adapters: base, concatenated, by segment."""
-    dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
-    fields = SHAPES[shape][1]
-    hidden, middle = fields["hidden_size"], fields["intermediate_size"]
-    kv = hidden // fields["num_attention_heads"] * fields["num_key_value_heads"]
-    groups = [
-        [("q", hidden, hidden), ("k", hidden, kv), ("v", hidden, kv)],
-        [("o", hidden, hidden)],
-        [("gate", hidden, middle), ("up", hidden, middle)],
-        [("down", middle, hidden)],
-    ]
-    flat = [[(f"{i}.{n}", a, b) for n, a, b in group] for i in range(LAYERS) for group in groups]
-    names = [tuple(name for name, _, _ in group) for group in flat]
-    batch = AdapterBatch(names)
-    layers = [
-        [
-            BatchedLinear(name, torch.randn(out, inp).to(dtype), None, batch, index, member, False)
-            for member, (name, inp, out) in enumerate(group)
+class Forms:
+    """The linear layers of a few transformer layers over one kind of batch, with adapters placed for it."""
+
+    def __init__(self, groups: list[Group], rank: int, batch: AdapterBatch[Any, Any], linear: Any) -> None:
+        """`linear` makes the frozen product from a `(outputs, inputs)` float32 weight."""
+        self.batch = batch
+        self.layers = [
+            [
+                BatchedLinear(name, linear(torch.randn(out, inp)), None, batch, index, member, False)
+                for member, (name, inp, out) in enumerate(group)
+            ]
+            for index, group in enumerate(groups)
         ]
-        for index, group in enumerate(flat)
-    ]
-    weights = [
-        AdapterWeights(
-            f"a{number}",
-            {
-                name: ModuleDelta(torch.randn(rank, inp) / 30, torch.randn(out, rank) / 30, 2.0)
-                for group in flat
-                for name, inp, out in group
-            },
-        )
-        for number in range(max(adapters for _, adapters in CASES))
-    ]
-    placed = [place(adapter, names, dtype) for adapter in weights]
-    results = []
-    for rows, adapters in CASES:
-        inputs = [torch.randn(rows, group[0][1]).to(dtype) for group in flat]
-        edges = [rows * i // adapters for i in range(adapters + 1)]
-        segments = [Segment(a, b, p) for a, b, p in zip(edges, edges[1:], placed, strict=False) if b > a]
+        most = max(adapters for _, adapters in CASES)
+        self.placed = [batch.place(_random_adapter(groups, rank, number)) for number in range(most)]
 
-        def forward(inputs: list[torch.Tensor] = inputs) -> None:
-            for group, x in zip(layers, inputs, strict=True):
+    def run(self, inputs: list[torch.Tensor], adapters: int, repeats: int) -> float:
+        """Milliseconds for one layer; `adapters` share the rows evenly, 0 is the base."""
+        rows = inputs[0].shape[0]
+        edges = [rows * i // adapters for i in range(adapters + 1)] if adapters else []
+        pairs = zip(edges, edges[1:], self.placed, strict=False)
+        self.batch.begin([Segment(a, b, placed) for a, b, placed in pairs if b > a], [])
+
+        def forward() -> None:
+            for group, x in zip(self.layers, inputs, strict=True):
                 for layer in group:
                     layer(x)
 
-        def step(seconds: float, segments: list[Segment] = segments) -> float:
-            with mock.patch.object(forms, "SEGMENT_SECONDS", seconds):
-                batch.begin(segments, [])
+        try:
             return _milliseconds(forward, repeats) / LAYERS
+        finally:
+            self.batch.end()
 
+
+def measure_forms(bench: Bench) -> Rounds:
+    """Milliseconds for one layer, for each number of rows and adapters, of each form there is."""
+    dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
+    groups = list(_groups(bench.shape))
+    names = [tuple(name for name, _, _ in group) for group in groups]
+
+    def linear(weight: torch.Tensor) -> PackedLinear | PlainLinear:
+        cast = weight.to(dtype)
+        return PackedLinear(cast, None) if can_pack(cast) else PlainLinear(cast, None)
+
+    plain = Forms(groups, bench.rank, PlainBatch(names, dtype), linear)
+    compiled = library()
+    native = compiled and Forms(
+        groups,
+        bench.rank,
+        NativeBatch(names, compiled),
+        lambda weight: NativeLinear(compiled, weight, None),
+    )
+    results: dict[str, list[Figures]] = {}
+    for rows, adapters in CASES:
+        inputs = [torch.randn(rows, group[0][1]) for group in groups]
+        figures: Figures = {"round": 0}
         with torch.inference_mode():
-            batch.end()
-            base = _milliseconds(forward, repeats) / LAYERS
-            results.append(
-                {
-                    "rows": rows,
-                    "adapters": adapters,
-                    "base": base,
-                    "concatenated": step(float("inf")),
-                    "by segment": step(0.0),
-                    "multiply-adds wasted": (rows * adapters - rows) * placed[0].parameters / LAYERS,
-                    "segments x modules": len(segments) * placed[0].modules / LAYERS,
-                }
-            )
-    return results
+            cast = [x.to(dtype) for x in inputs]
+            figures["base"] = plain.run(cast, 0, bench.repeats)
+            for form, seconds in (("concatenated", float("inf")), ("by segment", 0.0)):
+                with mock.patch.object(forms, "SEGMENT_SECONDS", seconds):
+                    figures[form] = plain.run(cast, adapters, bench.repeats)
+            if native:
+                figures["native base"] = native.run(inputs, 0, bench.repeats)
+                figures["native"] = native.run(inputs, adapters, bench.repeats)
+        results[f"{rows} rows, {adapters} adapters"] = [figures]
+    return Rounds(
+        results, notes=[f"milliseconds of one layer; {dtype}, native in float32".replace("torch.", "")]
+    )
+
+
+def _groups(shape: str) -> Iterator[Group]:
+    """The linear layers of `LAYERS` transformer layers, by what they read."""
+    fields = SHAPES[shape][1]
+    hidden, middle = fields["hidden_size"], fields["intermediate_size"]
+    kv = hidden // fields["num_attention_heads"] * fields["num_key_value_heads"]
+    for i in range(LAYERS):
+        yield [(f"{i}.q", hidden, hidden), (f"{i}.k", hidden, kv), (f"{i}.v", hidden, kv)]
+        yield [(f"{i}.o", hidden, hidden)]
+        yield [(f"{i}.gate", hidden, middle), (f"{i}.up", hidden, middle)]
+        yield [(f"{i}.down", middle, hidden)]
+
+
+def _random_adapter(groups: list[Group], rank: int, number: int) -> AdapterWeights:
+    deltas = {
+        name: ModuleDelta(torch.randn(rank, inp) / 30, torch.randn(out, rank) / 30, 2.0)
+        for group in groups
+        for name, inp, out in group
+    }
+    return AdapterWeights(f"a{number}", deltas)
 
 
 def _milliseconds(run: Callable[[], None], repeats: int) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -38,6 +40,32 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "7b": (
+        "llama",
+        {
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "intermediate_size": 14336,
+            "vocab_size": 32000,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "tiny": (  # to see that a benchmark runs; its figures mean nothing
+        "llama",
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 128,
+            "vocab_size": 512,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 
 
@@ -58,13 +86,50 @@ def make_base(shape: str, folder: Path) -> Path:
     return folder
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one token costs in a decode step, save attention over what came before it.
+
+    Attributes:
+        weights: numbers in the linear layers and the head, read once in a step and multiplied by each row.
+        lora: numbers in the matrices of an adapter of rank 1 on all linear layers but the head.
+        kv: numbers that one token leaves in the KV cache.
+        attention: multiply-adds of one token with one token of the cache.
+    """
+
+    weights: int
+    lora: int
+    kv: int
+    attention: int
+
+
+def cost(shape: str) -> Cost:
+    """Counted from the shape alone, without making the model."""
+    model_type, fields = SHAPES[shape]
+    model = _skeleton(AutoConfig.for_model(model_type, **fields))
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    inner = [module for module in linears if module is not model.get_output_embeddings()]
+    layers, heads = fields["num_hidden_layers"], fields["num_attention_heads"]
+    head = fields["hidden_size"] // heads
+    return Cost(
+        sum(module.weight.numel() for module in linears),
+        sum(module.in_features + module.out_features for module in inner),
+        2 * layers * fields["num_key_value_heads"] * head,
+        2 * layers * heads * head,
+    )
+
+
+def _skeleton(config: Any) -> Any:
+    """The model without memory for its weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
 def make_adapter(base: Path, folder: Path, rank: int, seed: int) -> Path:
     """A bfloat16 PEFT LoRA folder with random weights on all linear layers but the head."""
     if (folder / "adapter_config.json").is_file():
         return folder
-    config = AutoConfig.from_pretrained(base)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = _skeleton(AutoConfig.from_pretrained(base))
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     targets: set[str] = set()
@@ -89,3 +154,18 @@ def make_adapter(base: Path, folder: Path, rank: int, seed: int) -> Path:
     }
     (folder / "adapter_config.json").write_text(json.dumps(lora))
     return folder
+
+
+def make_copies(adapter: Path, folder: Path, count: int) -> list[Path]:
+    """`count` adapters with the weights of `adapter` save one number each: other content, equal cost."""
+    if not (folder / f"{count - 1}").is_dir():
+        tensors = load_file(adapter / "adapter_model.safetensors")
+        changed = next(iter(tensors.values())).view(-1)
+        for number in range(count):
+            target = folder / str(number)
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(adapter / "adapter_config.json", target / "adapter_config.json")
+            # Small bfloat16 numbers, one after another by their bits.
+            changed.view(torch.int16)[0] = 0x3800 + number
+            save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    return [folder / str(number) for number in range(count)]

@@ -1,112 +1,155 @@
-"""Generated tokens per second: base, 1, 8 and 32 adapters, merged, and PEFT's mixed batch beside them."""
+"""Generated tokens per second over HTTP: base, 1, 8 and 32 adapters, and the peers beside them."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bench.load import run_load
-from bench.shapes import SHAPES, make_adapter, make_base
-from server.spawn import serving
+from adapters.linear import has_fast_bfloat16
+from bench.load import median
+from bench.peers.peft_generate import peft_cases
+from bench.peers.vllm_environment import VERSION, PeerUnavailable, prepare
+from bench.peers.vllm_server import vllm_serving
+from bench.rounds import Case, Rounds, run_rounds, say, values
+from bench.setting import WIDE, Bench, threads
 
 ADAPTERS = 32
+VLLM_BASE, BESIDE_VLLM = "vLLM: base", "base, beside vLLM"
+VLLM_BASE_LORA, VLLM_MIXED = "vLLM: base, LoRA on", "vLLM: 8 adapters"
+_MIXED = 8
+_DTYPES = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """What each request of a load asks, and how often it is all repeated."""
+class Models:
+    """What the clients of one case ask for: the base, or adapters in turn."""
 
-    prompt_tokens: int
-    new_tokens: int
-    vocabulary: int
-    repeats: int
+    clients: int
+    adapters: int
+
+    def __call__(self) -> list[list[str]]:
+        names = [f"a{index}" for index in range(self.adapters)] or ["base"]
+        return [[names[client % len(names)]] for client in range(self.clients)]
 
 
-def measure(
-    shape: str,
-    work: Path,
-    *,
-    dtype: str,
-    clients: int,
-    prompt_tokens: int,
-    new_tokens: int,
-    repeats: int,
-    rank: int,
-) -> dict[str, Any]:
-    """All measures of one shape, interleaved over `repeats` rounds so that noise falls on all alike."""
-    base = make_base(shape, work / shape / "base")
-    folders = [make_adapter(base, work / shape / f"r{rank}-{i}", rank, i) for i in range(ADAPTERS)]
-    names = [f"a{index}" for index in range(ADAPTERS)]
-    load = Workload(prompt_tokens, new_tokens, SHAPES[shape][1]["vocab_size"], repeats)
-    flags = ["--dtype", dtype, "--model", str(base), "--served-model-name", "base"]
-    flags += ["--adapter-memory-gb", "4", "--data-dir", str(work / shape / "data")]
-    for name, folder in zip(names, folders, strict=True):
-        flags += ["--adapter", f"{name}={folder}"]
-    mixed = {
-        "base": ["base"] * clients,
-        "1 adapter": names[:1] * clients,
-        "8 adapters": [names[i % 8] for i in range(clients)],
-        "base, 32 clients": ["base"] * 32,
-        "32 adapters, 32 clients": names,
+def http_cases(clients: int) -> dict[str, Models]:
+    """The cases by name."""
+    return {
+        "base": Models(clients, 0),
+        "1 adapter": Models(clients, 1),
+        "8 adapters": Models(clients, _MIXED),
+        "base, 32 clients": Models(WIDE, 0),
+        "8 adapters, 32 clients": Models(WIDE, _MIXED),
+        "32 adapters, 32 clients": Models(WIDE, ADAPTERS),
     }
-    merged = {"base, beside merged": ["base"] * clients, "merged": names[:1] * clients}
-    over_http = _serve_and_ask(flags, mixed, load, work / "server.log")
-    over_http |= _serve_and_ask([*flags, "--merge", names[0]], merged, load, work / "server.log")
-    job = {
-        "base": str(base),
-        "adapters": [str(folder) for folder in folders[:8]],
-        "batch": clients,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "repeats": repeats,
-        "threads": os.cpu_count(),
-    }
-    in_process = {
-        f"{case}, {peer_dtype}": rates
-        for peer_dtype in ("bfloat16", "float32")
-        if dtype in ("auto", peer_dtype)
-        for case, rates in _peft({**job, "dtype": peer_dtype}, work / "peft-job.json").items()
-    }
-    return {"over HTTP": over_http, "in process": in_process}
 
 
-def _serve_and_ask(
-    flags: list[str], cases: dict[str, list[str]], load: Workload, log: Path
-) -> dict[str, list[dict[str, float]]]:
-    """One server; every case once in each round, the first round unrecorded."""
-    results: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
-    with serving(flags, log) as url:
-        for repeat in range(-1, load.repeats):
-            for case, models in cases.items():
-                result = asyncio.run(
-                    run_load(
-                        url,
-                        [[model] for model in models],
-                        prompt_tokens=load.prompt_tokens,
-                        new_tokens=load.new_tokens,
-                        vocabulary=load.vocabulary,
-                        seed=repeat,
-                    )
-                )
-                if repeat >= 0:
-                    results[case].append(asdict(result))
-    return results
+def measure_throughput(bench: Bench) -> Rounds:
+    """Our server, PEFT in process and (with `bench.vllm`) vLLM's, in the same rounds."""
+    done = Rounds()
+    with bench.serving("throughput", bench.adapters(ADAPTERS)) as url:
+        ours = {name: bench.http_case(url, models()) for name, models in http_cases(bench.clients).items()}
+        vllm = _base_beside_vllm(bench, ours["base"], done)
+        with ExitStack() as stack:
+            cases = dict(ours)
+            cases |= stack.enter_context(_vllm_with_adapters(bench, vllm, done))
+            for peft_dtype in _DTYPES:
+                cases |= stack.enter_context(_peft(bench, peft_dtype))
+            done.add(run_rounds(cases, bench.repeats, patience=bench.patience))
+    return done
 
 
-def _peft(job: dict[str, Any], path: Path) -> dict[str, list[float]]:
-    path.write_text(json.dumps(job))
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.peers.peft_generate", str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=1800,
+def measure_merged(bench: Bench) -> Rounds:
+    """One adapter merged into a copy of the base, and the base on that same server."""
+    with bench.serving("merged", bench.adapters(1), "--merge", "a0") as url:
+        cases = {name: bench.http_case(url, [[name]] * bench.clients) for name in ("base", "a0")}
+        return run_rounds({"base": cases["base"], "merged": cases["a0"]}, bench.repeats)
+
+
+def measure_single(bench: Bench) -> Rounds:
+    """One request alone, on the base and with one adapter."""
+    with bench.serving("single", bench.adapters(1)) as url:
+        cases = {name: bench.http_case(url, [[name] * 3]) for name in ("base", "a0")}
+        return run_rounds({"base": cases["base"], "1 adapter": cases["a0"]}, bench.repeats)
+
+
+def _base_beside_vllm(bench: Bench, base: Case, done: Rounds) -> tuple[Path, str] | None:
+    """vLLM's base without LoRA support beside ours. Its Python and its faster type, or None without vLLM.
+
+    The type that this processor should be slower at gets one repeat, enough to see that it is.
+    """
+    if bench.vllm is None:
+        return None
+    try:
+        say("vLLM: preparing its environment")
+        python = prepare(bench.vllm)
+        slower, faster = ("float32", "bfloat16") if has_fast_bfloat16() else ("bfloat16", "float32")
+        glance = _beside_vllm(bench, python, base, slower, 1)
+        whole = _beside_vllm(bench, python, base, faster, bench.repeats)
+        if _vllm_rate(glance) > _vllm_rate(whole):
+            slower, faster, glance = faster, slower, whole
+            whole = _beside_vllm(bench, python, base, faster, bench.repeats)
+    except PeerUnavailable as error:
+        say(f"skipped: {error}")
+        done.notes.append(f"skipped: {error}")
+        return None
+    done.add(Rounds({f"{VLLM_BASE}, {slower}": glance.cases[VLLM_BASE]}))
+    done.add(whole)
+    done.notes.append(
+        f"vLLM {VERSION} in {faster}, its faster type here; `{VLLM_BASE}` is without LoRA support"
     )
-    result: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return python, faster
+
+
+def _beside_vllm(bench: Bench, python: Path, base: Case, dtype: str, repeats: int) -> Rounds:
+    say(f"vLLM: base in {dtype}")
+    with vllm_serving(python, bench.base, {}, bench.rank, dtype, bench.folder / "vllm-base.log") as url:
+        theirs = bench.http_case(url, [["base"]] * bench.clients)
+        return run_rounds({BESIDE_VLLM: base, VLLM_BASE: theirs}, repeats)
+
+
+def _vllm_rate(rounds: Rounds) -> float:
+    return median(values(rounds.cases, VLLM_BASE, "tokens_per_second"))
+
+
+@contextmanager
+def _vllm_with_adapters(
+    bench: Bench, vllm: tuple[Path, str] | None, done: Rounds
+) -> Iterator[dict[str, Case]]:
+    """The cases of a vLLM server with all adapters in memory; none if there is no such server."""
+    if vllm is None:
+        yield {}
+        return
+    python, dtype = vllm
+    log = bench.folder / "vllm-adapters.log"
+    with ExitStack() as stack:
+        adapters = bench.adapters(_MIXED)
+        try:
+            server = vllm_serving(python, bench.base, adapters, bench.rank, dtype, log)
+            url = stack.enter_context(server)
+        except PeerUnavailable as error:
+            say(f"skipped: {error}")
+            done.notes.append(f"skipped: {error}")
+            yield {}
+            return
+        yield {
+            VLLM_BASE_LORA: bench.http_case(url, Models(bench.clients, 0)()),
+            VLLM_MIXED: bench.http_case(url, Models(bench.clients, _MIXED)()),
+        }
+
+
+@contextmanager
+def _peft(bench: Bench, dtype: str) -> Iterator[dict[str, Case]]:
+    job = {
+        "base": str(bench.base),
+        "adapters": [str(folder) for folder in bench.adapters(_MIXED).values()],
+        "dtype": dtype,
+        "batch": bench.clients,
+        "prompt_tokens": bench.prompt_tokens,
+        "new_tokens": bench.new_tokens,
+        "threads": threads(),
+    }
+    with peft_cases(job, bench.folder / f"peft-{dtype}.json") as cases:
+        yield {f"PEFT: {name}, {dtype}": case for name, case in cases.items()}

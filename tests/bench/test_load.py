@@ -13,12 +13,16 @@ import pytest
 from bench import load
 
 
-def answering(seen: list[dict[str, object]], status: int = 200, error: bool = False) -> httpx.MockTransport:
+def answering(
+    seen: list[dict[str, object]], status: int = 200, error: bool = False, missing: int = 0
+) -> httpx.MockTransport:
     def handler(request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content)
         seen.append(body)
-        chunks: list[dict[str, Any]] = [{"choices": [{"text": "a"}]}] * body["max_tokens"]
-        chunks += [{"error": {"message": "broke"}}] if error else [{"choices": []}]
+        tokens = body["max_tokens"] - missing
+        chunks: list[dict[str, Any]] = [{"choices": [{"text": "a"}], "usage": None}] * tokens
+        chunks += [{"error": {"message": "broke"}}] if error else []
+        chunks += [{"choices": [], "usage": {"completion_tokens": tokens}}]
         lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
         return httpx.Response(status, text="".join([*lines, "data: [DONE]\n\n"]))
 
@@ -28,7 +32,7 @@ def answering(seen: list[dict[str, object]], status: int = 200, error: bool = Fa
 def run(monkeypatch: pytest.MonkeyPatch, transport: httpx.MockTransport) -> load.LoadResult:
     monkeypatch.setattr("bench.load.httpx.AsyncClient", partial(httpx.AsyncClient, transport=transport))
     clients = [["base", "a@1"], ["a@1", "b@1"]]
-    return asyncio.run(load.run_load("http://test", clients, prompt_tokens=5, new_tokens=3, vocabulary=50))
+    return asyncio.run(load.run_load("http://test", clients, load.Workload(5, 3, 50)))
 
 
 def test_each_client_asks_its_models_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,10 +51,12 @@ def test_each_client_asks_its_models_in_turn(monkeypatch: pytest.MonkeyPatch) ->
     assert 0 <= result.between_tokens <= result.worst_gap
 
 
-@pytest.mark.parametrize(("status", "error"), [(404, False), (200, True)])
-def test_a_failure_is_no_measurement(monkeypatch: pytest.MonkeyPatch, status: int, error: bool) -> None:
+@pytest.mark.parametrize(("status", "error", "missing"), [(404, False, 0), (200, True, 0), (200, False, 1)])
+def test_a_failure_is_no_measurement(
+    monkeypatch: pytest.MonkeyPatch, status: int, error: bool, missing: int
+) -> None:
     with pytest.raises(RuntimeError):
-        run(monkeypatch, answering([], status, error))
+        run(monkeypatch, answering([], status, error, missing))
 
 
 def test_median() -> None:

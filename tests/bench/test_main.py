@@ -1,30 +1,51 @@
-"""The table of a benchmark, from its raw numbers."""
+"""The whole benchmark once on a tiny shape: every measure runs and what it says can be read."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-from bench.__main__ import table
+import pytest
 
+from bench.__main__ import MEASURES, main
+from bench.heartbeat import METRIC
+from bench.reports import read_reports
 
-def report() -> dict[str, Any]:
-    def run(rate: float) -> dict[str, float]:
-        return {"tokens_per_second": rate, "first_token": 0.05, "between_tokens": 0.01, "worst_gap": 0.1}
-
-    return {
-        "over HTTP": {"base": [run(90), run(110), run(100)], "8 adapters": [run(80)]},
-        "in process": {
-            "generate, float32": [60.0],
-            "mixed, bfloat16": [5.0],
-            "mixed, float32": [20.0, 40.0, 25.0],
-        },
-    }
+ROOT = Path(__file__).parents[2]
 
 
-def test_medians_and_ratios_to_the_faster_of_pefts_mixed_batches() -> None:
-    rows = {row.split("|")[1].strip(): row for row in table(report()).splitlines()[2:]}
+def test_a_measure_that_fails_is_told_and_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(bench: object) -> None:
+        raise RuntimeError("no such thing")
 
-    assert "100" in rows["base"]
-    assert "4.00" in rows["base"]
-    assert "3.20" in rows["8 adapters"]
-    assert "1.00" in rows["PEFT in process: mixed, float32"]
+    monkeypatch.setattr("bench.__main__.MEASURES", {"zipf": broken, "floor": broken})
+    code = main(["all", "--shape", "tiny", "--work", str(tmp_path), "--output", str(tmp_path / "out")])
+
+    assert code == 1
+    said = capsys.readouterr().err
+    assert "failed: zipf tiny, floor tiny" in said
+    assert "no such thing" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_measure_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "all", "--shape", "tiny", "--quick"]
+    done = subprocess.run(
+        [*command, "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")],
+        cwd=ROOT,
+        env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    reports = read_reports(tmp_path / "out")
+    assert {measure for measure, _ in reports} == set(MEASURES)
+    for (measure, _), report in reports.items():
+        assert report["cases"] or METRIC in str(report["notes"]), measure
+        assert all(runs for runs in report["cases"].values()), measure
+    assert "not measured" in done.stdout
