@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from bench.adapter_load import measure_adapter_load
 from bench.chart import throughput_chart
 from bench.floor import measure_floor
+from bench.gpu import measure_gpu
 from bench.heartbeat import measure_heartbeat
 from bench.hot_swap import measure_hot_swap
 from bench.long_prompt import measure_long_prompt
@@ -37,8 +40,8 @@ MEASURES: dict[str, Callable[[Bench], Rounds]] = {
     "startup": measure_startup,
     "hot-swap": measure_hot_swap,
 }
-ASIDE: dict[str, Callable[[Bench], Rounds]] = {"lora-forms": measure_forms}
-"""Measured when named only: they say nothing about targets."""
+ASIDE: dict[str, Callable[[Bench], Rounds]] = {"lora-forms": measure_forms, "gpu": measure_gpu}
+"""Measured when named only."""
 PAGE, CHART = "RESULTS.md", "throughput.svg"
 _QUICK_TOKENS = 4
 
@@ -49,12 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
     if options.what == "report":
         write_page(options.output)
         return 0
+    if options.what == "gpu" and not torch.cuda.is_available():
+        say("python -m bench gpu: torch sees no GPU here")
+        return 2
     names = [*MEASURES] if options.what == "all" else [options.what]
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         failed = [
             f"{name} {shape}"
-            for shape in options.shape or ["135m", "0.5b"]
+            for shape in options.shape or (["7b"] if options.what == "gpu" else ["135m", "0.5b"])
             for name in names
             if not run_measure(name, _bench(options, shape, work), options.output)
         ]
@@ -68,7 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("what", choices=["all", "report", *MEASURES, *ASIDE])
     parser.add_argument(
-        "--shape", action="append", choices=[*SHAPES], help="repeat for more; default: 135m and 0.5b"
+        "--shape",
+        action="append",
+        choices=[*SHAPES],
+        help="repeat for more; default: 135m and 0.5b; 7b for gpu",
     )
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     parser.add_argument("--repeats", type=int, default=5)

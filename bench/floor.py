@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -94,11 +94,23 @@ def floor_seconds(
     return max(nbytes / read_bandwidth, flops / matrix_rate)
 
 
-def time_decode(core: Any, batch: int, prompt_tokens: int, vocabulary: int, seed: int) -> Figures:
-    """Median seconds of a step in which `batch` base requests decode, and the share outside the model.
+def time_decode(
+    core: Any,
+    batch: int,
+    prompt_tokens: int,
+    vocabulary: int,
+    seed: int,
+    adapters: Sequence[str | None] = (None,),
+) -> Figures:
+    """Median seconds of a step in which `batch` requests decode, and the share outside the model.
 
-    `context` is how many tokens each request had on average, `overhead` the share of a step that is not the
-    model's forward pass: scheduling, building its inputs, sampling, text.
+    Args:
+        core: an idle `EngineCore`.
+        adapters: digests that the requests name in turn; None is the base.
+
+    Returns:
+        `step`; `context`: how many tokens each request had on average; `overhead`: the share of a step that
+        is not the model's forward pass: scheduling, building its inputs, sampling, text.
     """
     from server.engine.request import GenerationRequest, SamplingParams
 
@@ -106,7 +118,8 @@ def time_decode(core: Any, batch: int, prompt_tokens: int, vocabulary: int, seed
     sampling = SamplingParams(max_tokens=_MOST_TOKENS, temperature=0.0, ignore_eos=True)
     for number in range(batch):
         prompt = tuple(random_prompt(generator, prompt_tokens, vocabulary))
-        core.submit(GenerationRequest(f"r{number}", prompt, sampling))
+        adapter = adapters[number % len(adapters)]
+        core.submit(GenerationRequest(f"r{number}", prompt, sampling, adapter))
     tokens: dict[str, int] = {}
     while len(tokens) < batch:
         _count(tokens, core.step())

@@ -43,7 +43,7 @@ class Forms:
             for index, group in enumerate(groups)
         ]
         most = max(adapters for _, adapters in CASES)
-        self.placed = [batch.place(_random_adapter(groups, rank, number)) for number in range(most)]
+        self.placed = [batch.place(random_adapter(groups, rank, number)) for number in range(most)]
 
     def run(self, inputs: list[torch.Tensor], adapters: int, repeats: int) -> float:
         """Milliseconds for one layer; `adapters` share the rows evenly, 0 is the base."""
@@ -66,7 +66,7 @@ class Forms:
 def measure_forms(bench: Bench) -> Rounds:
     """Milliseconds for one layer, for each number of rows and adapters, of each form there is."""
     dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
-    groups = list(_groups(bench.shape))
+    groups = list(groups_of(bench.shape))
     names = [tuple(name for name, _, _ in group) for group in groups]
 
     def linear(weight: torch.Tensor) -> PackedLinear | PlainLinear:
@@ -100,7 +100,7 @@ def measure_forms(bench: Bench) -> Rounds:
     )
 
 
-def _groups(shape: str) -> Iterator[Group]:
+def groups_of(shape: str) -> Iterator[Group]:
     """The linear layers of `LAYERS` transformer layers, by what they read."""
     fields = SHAPES[shape][1]
     hidden, middle = fields["hidden_size"], fields["intermediate_size"]
@@ -112,7 +112,7 @@ def _groups(shape: str) -> Iterator[Group]:
         yield [(f"{i}.down", middle, hidden)]
 
 
-def _random_adapter(groups: list[Group], rank: int, number: int) -> AdapterWeights:
+def random_adapter(groups: list[Group], rank: int, number: int) -> AdapterWeights:
     deltas = {
         name: ModuleDelta(torch.randn(rank, inp) / 30, torch.randn(out, rank) / 30, 2.0)
         for group in groups

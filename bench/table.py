@@ -18,8 +18,8 @@ def results_page(reports: Reports, charts: list[str]) -> str:
         "# Results",
         "",
         "Made by `python -m bench report` from the JSON files beside this page; "
-        "[how they are made](README.md). Medians, with the least and the greatest of the repeats; ratios are "
-        "taken within each round.",
+        "[how they come about](README.md).",
+        "Medians, with the least and the greatest of the repeats; ratios are taken within each round.",
         "",
         *target_table(reports),
         "",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from bench.floor import case_name
+from bench.gpu import BATCHES
 from bench.load import median
 from bench.reports import Cases, Reports
 from bench.rounds import ratios, values
@@ -174,4 +176,36 @@ def targets() -> list[Target]:
     add("upload to first token", "hot-swap", _figure("upload", "first_token"), {}, unit=" s")
     add("start to ready, base", "startup", _figure("base", "ready"), {}, unit=" s")
     add("start to ready, 8 adapters", "startup", _figure("8 adapters", "ready"), {}, unit=" s")
+    return rows + _gpu_targets()
+
+
+def _gpu_targets() -> list[Target]:
+    """Ratios of step times: what was faster is above."""
+
+    def row(text: str, value: Callable[[Cases], list[float]], bound: float | None = None) -> Target:
+        return Target(f"GPU: {text}", "gpu", "7b", value, bound)
+
+    base = "32 requests"
+    rows = [
+        row(
+            f"decode step of {case_name(batch)} against the roofline",
+            _figure(case_name(batch), "times_floor"),
+        )
+        for batch in BATCHES
+    ]
+    for text, above, below, bound in (
+        ("32 adapters against base, 32 requests", base, f"{base}, 32 adapters", 0.90),
+        ("base with LoRA support against without", f"{base}, no LoRA support", base, 0.98),
+    ):
+        rows.append(
+            row(text, lambda cases, above=above, below=below: ratios(cases, above, below, "step"), bound)  # type: ignore[misc]
+        )
+    kernels = "kernels, 32 rows, 32 adapters"
+    rows.append(
+        row(
+            "LoRA kernels against torch.bmm, 32 rows",
+            lambda cases: ratios(cases, kernels, kernels, "bmm", "kernels"),
+        )
+    )
+    rows.append(row("LoRA kernels against the byte floor, 32 rows", _figure(kernels, "times_floor")))
     return rows
