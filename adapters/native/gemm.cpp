@@ -18,15 +18,15 @@ constexpr int MANY = 14;   // rows for which two panels' sums do
 constexpr int64_t SMALL = 1 << 16;  // multiply-adds that are done before a second thread has woken up
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef float vec_u __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint16_t half_u __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef float vec_u __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t half_u __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef uint32_t word __attribute__((vector_size(4 * LANES)));
 
 inline vec load(const float *p) { return *reinterpret_cast<const vec_u *>(p); }
 
 inline vec load(const uint16_t *p) {  // bfloat16 is the upper half of a float32
     word w = __builtin_convertvector(*reinterpret_cast<const half_u *>(p), word) << 16;
-    return reinterpret_cast<vec &>(w);
+    return (vec)w;
 }
 
 inline float number(uint16_t v) {

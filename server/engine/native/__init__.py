@@ -1,0 +1,1 @@
+"""What the engine does in native code on the CPU."""
