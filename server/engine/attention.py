@@ -1,19 +1,22 @@
-"""Attention over paged KV for one flat row of tokens, in plain torch operations.
+"""Attention over paged KV: what a step tells it, and the interface of its implementations.
 
-The base's own model classes call `paged_attention` through transformers' attention interface. Which
-tokens belong together is in the `AttentionPlan` of the step: decode rows first, then prefill chunks.
-Grouped query heads are packed beside their key head, 13 to 25 times faster on the CPU than `enable_gqa`.
+The base's own model classes call `paged_attention` through transformers' attention interface. It hands over
+to the step's `AttentionPlan`: native code (`native/paged.py`) or plain torch operations (`gathered.py`), as
+`plans.py` chooses at start.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
@@ -33,18 +36,16 @@ class KVCache:
         self._device = device
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store `key` and `value`, `(tokens, kv_heads, head_dim)`, and return the layer's whole store."""
-        if layer not in self._layers:
-            self._layers[layer] = (self._new(key), self._new(value))
-        keys, values = self._layers[layer]
-        keys.index_copy_(0, slots, key)
-        values.index_copy_(0, slots, value)
-        return keys, values
+    def layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The store of a layer whose keys and values, `(1, kv_heads, tokens, head_dim)`, look like these."""
+        found = self._layers.get(layer)
+        if found is None:
+            found = self._layers[layer] = (self._new(key), self._new(value))
+        return found
 
     def _new(self, like: Tensor) -> Tensor:
         # Left unwritten, so that memory is taken as it is used.
-        return torch.empty(self.slots, *like.shape[1:], dtype=self._dtype, device=self._device)
+        return torch.empty(self.slots, like.shape[1], like.shape[3], dtype=self._dtype, device=self._device)
 
     @property
     def slot_bytes(self) -> int:
@@ -52,94 +53,87 @@ class KVCache:
         return sum(t[0].nbytes for pair in self._layers.values() for t in pair)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One sequence's part of the step: rows `start:stop` are its tokens up to `length`, cached in `slots`.
+@dataclass(frozen=True, slots=True, eq=False)
+class StepLayout:
+    """Whose the rows of a step are, and where their KV is. All on the host.
 
-    `slots`: `(length,)`, where each of its tokens is kept, those of this step included.
+    Attributes:
+        block_size: tokens of a block; slot `i` of block `b` is `b * block_size + i`.
+        block_tables: `(sequences, max_blocks)` int32, each sequence's blocks in order, then zeros.
+        kv_lengths: `(sequences,)` int32, tokens of each sequence, those of this step included.
+        query_starts: `(sequences + 1,)` int32, the first row of each sequence, and the number of rows.
+        positions: `(tokens,)` int64, the place of each row's token in its sequence.
+        slots: `(tokens,)` int64, where each row's key and value go.
     """
 
-    start: int
-    stop: int
-    slots: Tensor
+    block_size: int
+    block_tables: NDArray[np.int32]
+    kv_lengths: NDArray[np.int32]
+    query_starts: NDArray[np.int32]
+    positions: NDArray[np.int64]
+    slots: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls, block_size: int, blocks: Sequence[Sequence[int]], lengths: Sequence[int], counts: Sequence[int]
+    ) -> StepLayout:
+        """Args:
+        blocks, lengths: of each sequence; more blocks than its length needs may be given.
+        counts: how many of each sequence's last tokens are computed now, at least one.
+        """
+        kv_lengths = np.array(lengths, np.int32)
+        queries = np.array(counts, np.int64)
+        starts = np.zeros(len(queries) + 1, np.int32)
+        np.cumsum(queries, out=starts[1:])
+        held = np.array([len(own) for own in blocks], np.int64)
+        tables = np.zeros((len(queries), int(held.max())), np.int32)
+        tables[np.arange(tables.shape[1]) < held[:, None]] = np.fromiter(
+            chain.from_iterable(blocks), np.int32, int(held.sum())
+        )
+        rows = np.arange(starts[-1], dtype=np.int64)
+        positions = rows + np.repeat(kv_lengths - starts[1:], queries)
+        owners = np.repeat(np.arange(len(queries)), queries)
+        block, offset = np.divmod(positions, block_size)
+        slots = tables[owners, block].astype(np.int64) * block_size + offset
+        return cls(block_size, tables, kv_lengths, starts, positions, slots)
 
     @property
-    def length(self) -> int:
-        return self.slots.shape[0]
+    def tokens(self) -> int:
+        return int(self.query_starts[-1])
+
+    @property
+    def decodes(self) -> int:
+        """How many sequences stand before the first that has more than one row."""
+        more = np.flatnonzero(np.diff(self.query_starts) > 1)
+        return int(more[0]) if len(more) else len(self.kv_lengths)
 
 
-@dataclass(frozen=True, slots=True)
-class Gather:
-    """Attention of some rows in one call: `slots` `(sequences, kv)`, `mask` `(sequences, 1, queries, kv)`.
+class AttentionPlan(ABC):
+    """One step's attention, for all layers. Subclasses are the implementations.
 
-    `rows` is a slice where they lie side by side, which saves copies.
+    Attributes:
+        calls: layer and window of each call so far.
     """
 
-    rows: Tensor | slice
-    queries: int
-    slots: Tensor
-    mask: Tensor | None
-
-
-class AttentionPlan:
-    """What every layer of one step needs to know. Gathers are made once for each window and kept."""
-
-    def __init__(self, cache: KVCache, write: Tensor, spans: Sequence[Span]) -> None:
-        """`write`: the slot of every row, `(tokens,)`."""
+    def __init__(self, cache: KVCache, layout: StepLayout) -> None:
         self.cache = cache
-        self.write = write
-        self.spans = spans
+        self.layout = layout
         self.calls: list[tuple[int, int | None]] = []
-        self._gathers: dict[int | None, list[Gather]] = {}
 
-    def gathers(self, window: int | None) -> list[Gather]:
-        if window is not None and all(span.length <= window for span in self.spans):
-            window = None
-        if window not in self._gathers:
-            single = [span for span in self.spans if span.stop - span.start == 1]
-            chunks = [span for span in self.spans if span.stop - span.start > 1]
-            self._gathers[window] = [
-                *(_gather_single(group, window) for group in _similar(single, window)),
-                *(_gather_chunk(span, window) for span in chunks),
-            ]
-        return self._gathers[window]
-
-
-def _similar(spans: Sequence[Span], window: int | None) -> list[list[Span]]:
-    """Spans whose lengths differ by at most twice, so that padding costs at most that."""
-    groups: dict[int, list[Span]] = {}
-    for span in spans:
-        groups.setdefault(min(span.length, window or span.length).bit_length(), []).append(span)
-    return list(groups.values())
-
-
-def _gather_single(spans: Sequence[Span], window: int | None) -> Gather:
-    kept = [span.slots[-window:] if window else span.slots for span in spans]
-    starts = [span.start for span in spans]
-    rows: Tensor | slice = slice(starts[0], starts[-1] + 1)
-    if starts != list(range(starts[0], starts[-1] + 1)):
-        rows = torch.tensor(starts, device=kept[0].device)
-    lengths = torch.tensor([len(slots) for slots in kept], device=kept[0].device)
-    width = max(len(slots) for slots in kept)
-    # Padding repeats the sequence's own first slot: one never written to may hold NaN, which no mask hides.
-    slots = torch.stack([F.pad(s, (0, width - len(s)), value=int(s[0])) for s in kept])
-    if len(spans) == 1 or bool((lengths == width).all()):
-        return Gather(rows, 1, slots, None)
-    mask = torch.arange(width, device=slots.device) < lengths[:, None]
-    return Gather(rows, 1, slots, mask[:, None, None, :])
-
-
-def _gather_chunk(span: Span, window: int | None) -> Gather:
-    queries = span.stop - span.start
-    first = max(0, span.length - queries - window + 1) if window else 0
-    slots = span.slots[first:]
-    device = slots.device
-    asks = torch.arange(span.length - queries, span.length, device=device)[:, None]
-    holds = torch.arange(first, span.length, device=device)[None, :]
-    mask = holds <= asks
-    if window:
-        mask &= holds > asks - window
-    return Gather(slice(span.start, span.stop), queries, slots[None], mask[None, None])
+    @abstractmethod
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Store the step's keys and values, and attend. Arguments and result as in `paged_attention`."""
 
 
 _plan: ContextVar[AttentionPlan] = ContextVar("attention_plan")
@@ -171,81 +165,23 @@ def paged_attention(
 
     Args:
         query: `(1, heads, tokens, head_dim)`, positions applied.
-        key, value: `(1, kv_heads, tokens, head_dim)`, likewise.
+        key, value: `(1, kv_heads, tokens, head_dim)`, likewise; a value's width may differ.
         scaling: factor of the scores, `head_dim ** -0.5` by default.
         sliding_window: a token sees this many tokens, itself included.
         softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2, arXiv 2408.00118).
         s_aux: `(heads,)` logits of attention sinks, which take part in the softmax only (gpt-oss).
 
     Returns:
-        `(1, tokens, heads, head_dim)`, None
+        `(1, tokens, heads, value_dim)`, None
     """
     plan = _plan.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     plan.calls.append((layer, sliding_window))
-    keys, values = plan.cache.write(layer, plan.write, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    rows = query[0].transpose(0, 1)
-    scale = rows.shape[-1] ** -0.5 if scaling is None else scaling
-    gathers = plan.gathers(sliding_window)
-    parts = [_attend(rows[g.rows], keys, values, g, scale, softcap, s_aux) for g in gathers]
-    if len(parts) == 1:
-        return parts[0][None], None
-    out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[-1])
-    for gather, part in zip(gathers, parts, strict=True):
-        out[gather.rows] = part
-    return out[None], None
-
-
-def _attend(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    gather: Gather,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """`query`: the gather's rows, `(rows, heads, head_dim)`; returns the like of `values`' width."""
-    sequences, kv = gather.slots.shape
-    heads, kv_heads, queries = query.shape[1], keys.shape[1], gather.queries
-    packed = heads // kv_heads
-    flat = gather.slots.view(-1)
-    k = keys.index_select(0, flat).view(sequences, kv, kv_heads, -1).transpose(1, 2)
-    v = values.index_select(0, flat).view(sequences, kv, kv_heads, -1).transpose(1, 2)
-    q = query.reshape(sequences, queries, kv_heads, packed, -1)
-    q = q.permute(0, 2, 3, 1, 4).reshape(sequences, kv_heads, packed * queries, -1)
-    mask = gather.mask
-    if mask is not None and queries > 1:
-        mask = mask.expand(-1, packed, -1, -1).reshape(sequences, 1, packed * queries, kv)
-    if softcap is None and sinks is None:
-        y = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-    else:
-        if sinks is not None:
-            sinks = sinks.view(kv_heads, packed, 1).expand(-1, -1, queries).reshape(kv_heads, -1, 1)
-        y = _explicit(q, k, v, mask, scale, softcap, sinks)
-    y = y.view(sequences, kv_heads, packed, queries, -1).permute(0, 3, 1, 2, 4)
-    return y.reshape(sequences * queries, heads, -1)
-
-
-def _explicit(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Attention with what the fused kernels do not know, scores in float32."""
-    scores = (q @ k.transpose(-1, -2)).float() * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.float().expand(scores.shape[0], -1, -1, -1)], dim=-1)
-    weights = scores.softmax(-1)[..., : k.shape[-2]]
-    return weights.to(v.dtype) @ v
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = plan.attend(
+        layer, query, key, value, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux
+    )
+    return out, None
 
 
 def register() -> None:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from adapters.survey import PROBE_TOKENS, survey
 from server.engine import attention
-from server.engine.attention import AttentionPlan, KVCache, Span, attention_plan
+from server.engine.attention import AttentionPlan, KVCache, StepLayout, attention_plan
 from server.engine.loading import UnsupportedModel, refuse_unsupported
+from server.engine.plans import plan_type
 
 _CHUNK = 15  # probe tokens in the first chunk
 _BESIDE = 4  # tokens of the other sequence
@@ -32,6 +33,7 @@ class ServedModel:
         batch: the adapters of the step in flight.
         linears: the batched linear layers by module name.
         vocab_size: the width of its logits.
+        plan_type: the implementation of attention, made anew with a `KVCache` and each step's `StepLayout`.
         kv_bytes: bytes that the KV of one token takes.
     """
 
@@ -51,6 +53,7 @@ class ServedModel:
         self.batch, self.linears = seen.attach(model)
         attention.register()
         model.set_attn_implementation(attention.NAME)
+        self.plan_type = plan_type(self.device, self.dtype)
         self.kv_bytes = self._prove(seen.probe, seen.logits)
 
     def forward(self, tokens: Tensor, positions: Tensor, plan: AttentionPlan, logits_of: Tensor) -> Tensor:
@@ -111,13 +114,14 @@ class ServedModel:
 
     def _probe_in_chunks(self, cache: KVCache, probe: Tensor) -> tuple[Tensor, list[tuple[int, int | None]]]:
         """The probe's last logits with its second chunk beside another sequence, and that step's calls."""
-        slots = torch.arange(cache.slots, device=self.device).flip(0)
+        slots = list(reversed(range(cache.slots)))
         mine, others = slots[:PROBE_TOKENS], slots[PROBE_TOKENS : PROBE_TOKENS + _BESIDE]
         positions = torch.arange(PROBE_TOKENS, device=self.device)
-        rows = _BESIDE + PROBE_TOKENS - _CHUNK
-        first = AttentionPlan(cache, mine[:_CHUNK], [Span(0, _CHUNK, mine[:_CHUNK])])
-        second = AttentionPlan(
-            cache, torch.cat([others, mine[_CHUNK:]]), [Span(0, _BESIDE, others), Span(_BESIDE, rows, mine)]
+        rest = PROBE_TOKENS - _CHUNK
+        rows = _BESIDE + rest
+        first = self.plan_type(cache, StepLayout.of(1, [mine], [_CHUNK], [_CHUNK]))
+        second = self.plan_type(
+            cache, StepLayout.of(1, [others, mine], [_BESIDE, PROBE_TOKENS], [_BESIDE, rest])
         )
         last = torch.tensor([rows - 1], device=self.device)
         kind = self.model.config.model_type

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.forms import Segment
+from adapters.segment import Segment
 from server.engine.attention import AttentionPlan
 from server.engine.core import EngineCore
 from tests.kit import Families, Family, ask, engine_core, preload, prompts, run_all
@@ -30,11 +30,11 @@ class Seen:
         def see(tokens: Any, positions: Any, plan: AttentionPlan, rows: Any) -> torch.Tensor:
             self.tokens.append(tokens.tolist())
             self.positions.append(positions.tolist())
-            self.writes.append(plan.write.tolist())
+            self.writes.append(plan.layout.slots.tolist())
             self.rows.append(rows.tolist())
             return forward(tokens, positions, plan, rows)
 
-        def set_(segments: list[Segment], heads: list[Segment]) -> None:
+        def set_(segments: list[Segment[Any]], heads: list[Segment[Any]]) -> None:
             self.segments.append(_plain(segments))
             self.heads.append(_plain(heads))
             begin(segments, heads)
@@ -43,7 +43,7 @@ class Seen:
         monkeypatch.setattr(core.model.batch, "begin", set_)
 
 
-def _plain(segments: list[Segment]) -> list[tuple[int, int, str | None]]:
+def _plain(segments: list[Segment[Any]]) -> list[tuple[int, int, str | None]]:
     return [(s.start, s.stop, s.adapter.digest if s.adapter else None) for s in segments]
 
 
