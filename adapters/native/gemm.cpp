@@ -5,7 +5,8 @@
 // one chain of multiply-adds over k, the same chain whatever stands beside it: a row's result does not depend
 // on the other rows, nor on how many there are.
 //
-// Panels are float32, or bfloat16 where that loses nothing: half the bytes, same result.
+// Panels are float32, or bfloat16 where that loses nothing: half the bytes, same result. Of bfloat16 numbers the
+// two of neighbouring inputs share a 32-bit word, so that a shift gives one register and a mask the other.
 
 #include <cstdint>
 #include <cstring>
@@ -13,20 +14,21 @@
 namespace {
 
 constexpr int LANES = 16;
-constexpr int FEW = 6;     // rows for which four panels' sums fit into the registers
-constexpr int MANY = 14;   // rows for which two panels' sums do
+constexpr int FEW = 5;     // rows for which four panels' sums fit into the registers
+constexpr int MANY = 12;   // rows for which two panels' sums do
 constexpr int64_t SMALL = 1 << 16;  // multiply-adds that are done before a second thread has woken up
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float vec_u __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint16_t half_u __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef uint32_t word __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words_u __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 inline vec load(const float *p) { return *reinterpret_cast<const vec_u *>(p); }
 
-inline vec load(const uint16_t *p) {  // bfloat16 is the upper half of a float32
-    word w = __builtin_convertvector(*reinterpret_cast<const half_u *>(p), word) << 16;
-    return (vec)w;
+// Numbers of one panel for `inputs` inputs.
+template <class W>
+inline int64_t panel_size(int64_t inputs) {
+    return (sizeof(W) == 2 ? (inputs + 1) / 2 * 2 : inputs) * LANES;
 }
 
 inline float number(uint16_t v) {
@@ -50,16 +52,37 @@ __attribute__((noinline)) void tile(const float *x, int64_t ldx, const W *panel,
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
         for (int p = 0; p < PANELS; p++) sum[r][p] = vec{};
-#pragma GCC unroll 1
-    for (int64_t k = 0; k < inputs; k++) {
-        vec w[PANELS];
-#pragma GCC unroll 4
-        for (int p = 0; p < PANELS; p++) w[p] = load(panel + (p * inputs + k) * LANES);
+    auto add = [&](const vec (&w)[PANELS], int64_t k) __attribute__((always_inline)) {
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; r++) {
             float v = x[r * ldx + k];
 #pragma GCC unroll 4
             for (int p = 0; p < PANELS; p++) sum[r][p] += v * w[p];
+        }
+    };
+    int64_t size = panel_size<W>(inputs);
+    vec w[PANELS];
+    if constexpr (sizeof(W) == 2) {
+        words pairs[PANELS];
+#pragma GCC unroll 1
+        for (int64_t k = 0; k < inputs; k += 2) {
+#pragma GCC unroll 4
+            for (int p = 0; p < PANELS; p++) {
+                pairs[p] = *reinterpret_cast<const words_u *>(panel + p * size + k * LANES);
+                w[p] = (vec)(pairs[p] << 16);  // bfloat16 is the upper half of a float32
+            }
+            add(w, k);
+            if (k + 1 == inputs) break;
+#pragma GCC unroll 4
+            for (int p = 0; p < PANELS; p++) w[p] = (vec)(pairs[p] & 0xffff0000u);
+            add(w, k + 1);
+        }
+    } else {
+#pragma GCC unroll 1
+        for (int64_t k = 0; k < inputs; k++) {
+#pragma GCC unroll 4
+            for (int p = 0; p < PANELS; p++) w[p] = load(panel + p * size + k * LANES);
+            add(w, k);
         }
     }
 #pragma GCC unroll 16
@@ -74,14 +97,14 @@ using Tile = void (*)(const float *, int64_t, const W *, int64_t, vec *);
 // The tile for 1 .. MANY rows by 1, 2 or (few rows only) 4 panels.
 template <class W>
 Tile<W> tile_for(int rows, int panels) {
-    static constexpr Tile<W> one[] = {tile<1, 1, W>, tile<2, 1, W>, tile<3, 1, W>, tile<4, 1, W>, tile<5, 1, W>,
-                                      tile<6, 1, W>, tile<7, 1, W>, tile<8, 1, W>, tile<9, 1, W>, tile<10, 1, W>,
-                                      tile<11, 1, W>, tile<12, 1, W>, tile<13, 1, W>, tile<14, 1, W>};
-    static constexpr Tile<W> two[] = {tile<1, 2, W>, tile<2, 2, W>, tile<3, 2, W>, tile<4, 2, W>, tile<5, 2, W>,
-                                      tile<6, 2, W>, tile<7, 2, W>, tile<8, 2, W>, tile<9, 2, W>, tile<10, 2, W>,
-                                      tile<11, 2, W>, tile<12, 2, W>, tile<13, 2, W>, tile<14, 2, W>};
-    static constexpr Tile<W> four[] = {tile<1, 4, W>, tile<2, 4, W>, tile<3, 4, W>, tile<4, 4, W>, tile<5, 4, W>,
-                                       tile<6, 4, W>};
+    static constexpr Tile<W> one[] = {
+        tile<1, 1, W>, tile<2, 1, W>, tile<3, 1, W>, tile<4, 1, W>, tile<5, 1, W>, tile<6, 1, W>,
+        tile<7, 1, W>, tile<8, 1, W>, tile<9, 1, W>, tile<10, 1, W>, tile<11, 1, W>, tile<12, 1, W>};
+    static constexpr Tile<W> two[] = {
+        tile<1, 2, W>, tile<2, 2, W>, tile<3, 2, W>, tile<4, 2, W>, tile<5, 2, W>, tile<6, 2, W>,
+        tile<7, 2, W>, tile<8, 2, W>, tile<9, 2, W>, tile<10, 2, W>, tile<11, 2, W>, tile<12, 2, W>};
+    static constexpr Tile<W> four[] = {
+        tile<1, 4, W>, tile<2, 4, W>, tile<3, 4, W>, tile<4, 4, W>, tile<5, 4, W>};
     return panels == 4 ? four[rows - 1] : panels == 2 ? two[rows - 1] : one[rows - 1];
 }
 
@@ -97,7 +120,7 @@ void panels_of(int64_t rows, const float *x, int64_t ldx, const W *panel, int co
         for (int64_t b = 0, row = 0; b < blocks; b++) {
             int64_t next = rows * (b + 1) / blocks;
             int n = static_cast<int>(next - row);
-            tile_for<W>(n, width)(x + row * ldx, ldx, panel + first * inputs * LANES, inputs, sums);
+            tile_for<W>(n, width)(x + row * ldx, ldx, panel + first * panel_size<W>(inputs), inputs, sums);
             for (int r = 0; r < n; r++)
                 for (int p = 0; p < width; p++) store(row + r, first + p, sums[r * width + p]);
             row = next;
@@ -157,13 +180,14 @@ void expand_panels(const Segment *segments, int64_t n, const Expand *table, int6
             write(at, outputs - column, read(at, outputs - column) + scale * sums);
         };
         const float *rows = s + own.start * lds + b.start;
-        int64_t offset = first * b.rank * LANES;
-        if (b.bfloat16)
-            panels_of(own.stop - own.start, rows, lds, reinterpret_cast<const uint16_t *>(b.panels) + offset,
-                      count, b.rank, add);
-        else
-            panels_of(own.stop - own.start, rows, lds, reinterpret_cast<const float *>(b.panels) + offset,
-                      count, b.rank, add);
+        int64_t n_rows = own.stop - own.start;
+        if (b.bfloat16) {
+            auto *panels = reinterpret_cast<const uint16_t *>(b.panels) + first * panel_size<uint16_t>(b.rank);
+            panels_of(n_rows, rows, lds, panels, count, b.rank, add);
+        } else {
+            auto *panels = reinterpret_cast<const float *>(b.panels) + first * panel_size<float>(b.rank);
+            panels_of(n_rows, rows, lds, panels, count, b.rank, add);
+        }
     }
 }
 
@@ -176,7 +200,7 @@ void linear(const float *x, int64_t rows, int64_t inputs, const W *panels, int64
 #pragma omp parallel for schedule(dynamic, 1) if (rows * inputs * outputs > SMALL)
     for (int64_t first = 0; first < total; first += step) {
         int count = static_cast<int>(total - first < step ? total - first : step);
-        panels_of(rows, x, inputs, panels + first * inputs * LANES, count, inputs,
+        panels_of(rows, x, inputs, panels + first * panel_size<W>(inputs), count, inputs,
                   [&](int64_t r, int p, vec sums) {
                       int64_t column = (first + p) * LANES, width = outputs - column;
                       if (bias) sums += read(bias + column, width);

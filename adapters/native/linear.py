@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.native.deltas import Deltas
-from adapters.native.panels import pack
+from adapters.native.panels import LANES, pack
 
 # Rows from which unpacking the weight for one large product costs less than it gains (`bench linears`).
 MANY_ROWS = 64
@@ -72,8 +72,8 @@ class NativeLinear:
         return y
 
     def _plain(self) -> Tensor:
-        panels, inputs, lanes = self._panels.data.shape
-        return self._panels.unpack(_scratch.take(panels * lanes, inputs))
+        panels = self._panels.data.shape[0]
+        return self._panels.unpack(_scratch.take(panels * LANES, self._inputs))
 
     def weight(self) -> Tensor:
         return self._panels.unpack()

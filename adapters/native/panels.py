@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LANES = 16
@@ -12,20 +13,27 @@ LANES = 16
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """A matrix `(outputs, inputs)`; `data` is `(panels, inputs, 16)`, float32 or bfloat16, zero-padded."""
+    """A matrix of `outputs` by `inputs`, padded with zeros.
+
+    `data`: `(panels, inputs, 16)` float32, or `(panels, pairs of inputs, 16, 2)` bfloat16.
+    """
 
     data: Tensor
     outputs: int
-
-    @property
-    def inputs(self) -> int:
-        return self.data.shape[1]
+    inputs: int
 
     def unpack(self, into: Tensor | None = None) -> Tensor:
         """The matrix as `(outputs, inputs)` float32: exact. `into`: `(16 panels, inputs)`, to write to."""
-        panels, inputs, _ = self.data.shape
-        plain = torch.empty(panels * LANES, inputs) if into is None else into
-        plain.view(panels, LANES, inputs).copy_(self.data.transpose(1, 2))
+        panels = self.data.shape[0]
+        plain = torch.empty(panels * LANES, self.inputs) if into is None else into
+        view = plain.view(panels, LANES, self.inputs)
+        if self.data.dtype == torch.float32:
+            view.copy_(self.data.transpose(1, 2))
+        else:
+            even = self.inputs // 2 * 2
+            view[..., :even].unflatten(2, (-1, 2)).copy_(self.data[:, : even // 2].transpose(1, 2))
+            if even < self.inputs:
+                view[..., even] = self.data[:, -1, :, 0]
         return plain[: self.outputs]
 
 
@@ -33,11 +41,12 @@ def pack(matrix: Tensor) -> Panels:
     """`matrix`: `(outputs, inputs)` on the CPU. Kept in bfloat16 where no value changes by that."""
     matrix = matrix.float()
     outputs, inputs = matrix.shape
-    if not bool((matrix.contiguous().view(torch.int32) & 0xFFFF).any()):
-        matrix = matrix.bfloat16()
-    data = matrix.new_zeros(-(-outputs // LANES), inputs, LANES)
-    whole = outputs // LANES
-    data[:whole] = matrix[: whole * LANES].reshape(whole, LANES, inputs).transpose(1, 2)
-    if outputs % LANES:
-        data[whole, :, : outputs % LANES] = matrix[whole * LANES :].t()
-    return Panels(data, outputs)
+    if (matrix.contiguous().view(torch.int32) & 0xFFFF).any():
+        return Panels(_lanes(matrix).transpose(1, 2).contiguous(), outputs, inputs)
+    pairs = _lanes(F.pad(matrix.bfloat16(), (0, inputs % 2))).unflatten(2, (-1, 2))
+    return Panels(pairs.transpose(1, 2).contiguous(), outputs, inputs)
+
+
+def _lanes(matrix: Tensor) -> Tensor:
+    """`(panels, 16, inputs)`."""
+    return F.pad(matrix, (0, 0, 0, -matrix.shape[0] % LANES)).view(-1, LANES, matrix.shape[1])

@@ -44,5 +44,5 @@ def test_addresses_lead_to_the_exact_numbers() -> None:
 
 
 def test_counts_its_bytes() -> None:
-    # q's B: 2 panels of 2 x 16 float32; v's B: 1 of 3 x 16 bfloat16; A of both: 1 of 6 x 16 float32.
-    assert PLACED.nbytes == 4 * 2 * 2 * 16 + 2 * 3 * 16 + 4 * 6 * 16
+    # q's B: 2 panels of 2 x 16 float32; v's B: 1 of 3 x 16 bfloat16, in pairs; A of both: 1 of 6 x 16 float32.
+    assert PLACED.nbytes == 4 * 2 * 2 * 16 + 2 * 4 * 16 + 4 * 6 * 16
