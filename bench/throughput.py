@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.linear import has_fast_bfloat16
 from bench.load import median
 from bench.peers.peft_generate import peft_cases
 from bench.peers.vllm_environment import VERSION, PeerUnavailable, prepare
@@ -51,7 +50,8 @@ def measure_throughput(bench: Bench) -> Rounds:
     done = Rounds()
     with bench.serving("throughput", bench.adapters(ADAPTERS)) as url:
         ours = {name: bench.http_case(url, models()) for name, models in http_cases(bench.clients).items()}
-        vllm = _base_beside_vllm(bench, ours["base"], done)
+        vllm = _choose_vllm(bench, done)
+        _beside_vllm(bench, ours["base"], vllm, done)
         with ExitStack() as stack:
             cases = dict(ours)
             cases |= stack.enter_context(_vllm_with_adapters(bench, vllm, done))
@@ -75,43 +75,52 @@ def measure_single(bench: Bench) -> Rounds:
         return run_rounds({"base": cases["base"], "1 adapter": cases["a0"]}, bench.repeats)
 
 
-def _base_beside_vllm(bench: Bench, base: Case, done: Rounds) -> tuple[Path, str] | None:
-    """vLLM's base without LoRA support beside ours. Its Python and its faster type, or None without vLLM.
+def _choose_vllm(bench: Bench, done: Rounds) -> tuple[Path, str] | None:
+    """vLLM's Python and the type in which its base is faster here, or None without vLLM.
 
-    The type that this processor should be slower at gets one repeat, enough to see that it is.
+    One repeat of each type tells, with LoRA support: without it the server compiles the model for minutes.
     """
     if bench.vllm is None:
         return None
+    rates: dict[str, float] = {}
     try:
         say("vLLM: preparing its environment")
         python = prepare(bench.vllm)
-        slower, faster = ("float32", "bfloat16") if has_fast_bfloat16() else ("bfloat16", "float32")
-        glance = _beside_vllm(bench, python, base, slower, 1)
-        whole = _beside_vllm(bench, python, base, faster, bench.repeats)
-        if _vllm_rate(glance) > _vllm_rate(whole):
-            slower, faster, glance = faster, slower, whole
-            whole = _beside_vllm(bench, python, base, faster, bench.repeats)
+        for dtype in _DTYPES:
+            say(f"vLLM: base in {dtype}")
+            case = f"{VLLM_BASE_LORA}, {dtype}"
+            log = bench.folder / f"vllm-{dtype}.log"
+            with vllm_serving(python, bench.base, bench.adapters(_MIXED), bench.rank, dtype, log) as url:
+                done.add(run_rounds({case: bench.http_case(url, Models(bench.clients, 0)())}, 1))
+            rates[dtype] = median(values(done.cases, case, "tokens_per_second"))
     except PeerUnavailable as error:
-        say(f"skipped: {error}")
-        done.notes.append(f"skipped: {error}")
+        _skip(error, done)
         return None
-    done.add(Rounds({f"{VLLM_BASE}, {slower}": glance.cases[VLLM_BASE]}))
-    done.add(whole)
+    faster = max(rates, key=lambda dtype: rates[dtype])
     done.notes.append(
         f"vLLM {VERSION} in {faster}, its faster type here; `{VLLM_BASE}` is without LoRA support"
     )
     return python, faster
 
 
-def _beside_vllm(bench: Bench, python: Path, base: Case, dtype: str, repeats: int) -> Rounds:
-    say(f"vLLM: base in {dtype}")
-    with vllm_serving(python, bench.base, {}, bench.rank, dtype, bench.folder / "vllm-base.log") as url:
-        theirs = bench.http_case(url, [["base"]] * bench.clients)
-        return run_rounds({BESIDE_VLLM: base, VLLM_BASE: theirs}, repeats)
+def _beside_vllm(bench: Bench, base: Case, vllm: tuple[Path, str] | None, done: Rounds) -> None:
+    """Our base and vLLM's, without LoRA support in vLLM."""
+    if vllm is None:
+        return
+    python, dtype = vllm
+    say("vLLM: base, LoRA off")
+    log = bench.folder / "vllm-base.log"
+    try:
+        with vllm_serving(python, bench.base, {}, bench.rank, dtype, log) as url:
+            theirs = bench.http_case(url, Models(bench.clients, 0)())
+            done.add(run_rounds({BESIDE_VLLM: base, VLLM_BASE: theirs}, bench.repeats))
+    except PeerUnavailable as error:
+        _skip(error, done)
 
 
-def _vllm_rate(rounds: Rounds) -> float:
-    return median(values(rounds.cases, VLLM_BASE, "tokens_per_second"))
+def _skip(error: PeerUnavailable, done: Rounds) -> None:
+    say(f"skipped: {error}")
+    done.notes.append(f"skipped: {error}")
 
 
 @contextmanager
@@ -130,8 +139,7 @@ def _vllm_with_adapters(
             server = vllm_serving(python, bench.base, adapters, bench.rank, dtype, log)
             url = stack.enter_context(server)
         except PeerUnavailable as error:
-            say(f"skipped: {error}")
-            done.notes.append(f"skipped: {error}")
+            _skip(error, done)
             yield {}
             return
         yield {
