@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.native.deltas import Deltas
-from adapters.native.panels import LANES, pack
+from adapters.native.panels import pack
 
-# Rows from which unpacking the weight for one large product costs less than it gains (`bench linears`).
-MANY_ROWS = 64
-
-
-class _Scratch(threading.local):
-    """One plain weight at a time: memory that is handed from layer to layer, not taken anew for each."""
-
-    def __init__(self) -> None:
-        self.memory = torch.empty(0)
-
-    def take(self, rows: int, columns: int) -> Tensor:
-        if self.memory.numel() < rows * columns:
-            self.memory = torch.empty(rows * columns)
-        return self.memory[: rows * columns].view(rows, columns)
-
-
-_scratch = _Scratch()
+_NO_DELTAS = (None, 0, None, 0, None, 0)
 
 
 class NativeLinear:
-    """`y = W x + b` in float32, `W` in panels: bfloat16 ones where it has no more digits than that."""
+    """`y = W x + b` in float32, `W` in panels: bfloat16 ones where it has no more digits than that.
+
+    A row's result is the same bit for bit whatever the batch is, from a single row to the longest prompt.
+    """
 
     def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor | None) -> None:
         """`weight`: `(out_features, in_features)` float32."""
@@ -51,13 +36,8 @@ class NativeLinear:
 
     def with_deltas(self, x: Tensor, deltas: Deltas | None) -> Tensor:
         """`x`: `(rows, in_features)`. Each row's own delta is added while its output is at hand."""
-        rows = x.shape[0]
-        if rows >= MANY_ROWS:
-            y = F.linear(x, self._plain(), self._bias)
-            if deltas is not None:
-                deltas.add_to(y)
-            return y
         x = x.contiguous()
+        rows = x.shape[0]
         y = torch.empty(rows, self._outputs)
         self._linear(
             x.data_ptr(),
@@ -67,13 +47,9 @@ class NativeLinear:
             self._outputs,
             self._bias_data,
             y.data_ptr(),
-            *((None, 0, None, 0, None, 0) if deltas is None else deltas.arguments),
+            *(_NO_DELTAS if deltas is None else deltas.arguments),
         )
         return y
-
-    def _plain(self) -> Tensor:
-        panels = self._panels.data.shape[0]
-        return self._panels.unpack(_scratch.take(panels * LANES, self._inputs))
 
     def weight(self) -> Tensor:
         return self._panels.unpack()

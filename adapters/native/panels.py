@@ -22,19 +22,13 @@ class Panels:
     outputs: int
     inputs: int
 
-    def unpack(self, into: Tensor | None = None) -> Tensor:
-        """The matrix as `(outputs, inputs)` float32: exact. `into`: `(16 panels, inputs)`, to write to."""
-        panels = self.data.shape[0]
-        plain = torch.empty(panels * LANES, self.inputs) if into is None else into
-        view = plain.view(panels, LANES, self.inputs)
+    def unpack(self) -> Tensor:
+        """The matrix as `(outputs, inputs)` float32: exact."""
         if self.data.dtype == torch.float32:
-            view.copy_(self.data.transpose(1, 2))
+            plain = self.data.transpose(1, 2)
         else:
-            even = self.inputs // 2 * 2
-            view[..., :even].unflatten(2, (-1, 2)).copy_(self.data[:, : even // 2].transpose(1, 2))
-            if even < self.inputs:
-                view[..., even] = self.data[:, -1, :, 0]
-        return plain[: self.outputs]
+            plain = self.data.float().transpose(1, 2).flatten(2)
+        return plain.flatten(0, 1)[: self.outputs, : self.inputs].contiguous()
 
 
 def pack(matrix: Tensor) -> Panels:
