@@ -37,7 +37,8 @@ def pack(matrix: Tensor) -> Panels:
     outputs, inputs = matrix.shape
     if (matrix.contiguous().view(torch.int32) & 0xFFFF).any():
         return Panels(_lanes(matrix).transpose(1, 2).contiguous(), outputs, inputs)
-    pairs = _lanes(F.pad(matrix.bfloat16(), (0, inputs % 2))).unflatten(2, (-1, 2))
+    lanes = _lanes(F.pad(matrix.bfloat16(), (0, inputs % 2)))
+    pairs = lanes.view(-1, LANES, (inputs + 1) // 2, 2)
     return Panels(pairs.transpose(1, 2).contiguous(), outputs, inputs)
 
 

@@ -16,6 +16,7 @@ from adapters.survey import PROBE_TOKENS, survey
 from server.engine import attention
 from server.engine.attention import AttentionPlan, KVCache, StepLayout, attention_plan
 from server.engine.loading import UnsupportedModel, refuse_unsupported
+from server.engine.native.norms import use_native_norms
 from server.engine.plans import plan_type
 
 _CHUNK = 15  # probe tokens in the first chunk
@@ -51,6 +52,7 @@ class ServedModel:
         self.vocab_size = seen.logits.shape[-1]
         self.spec = seen.describe(model, name=name, digest=digest, source=source)
         self.batch, self.linears = seen.attach(model)
+        use_native_norms(model)
         attention.register()
         model.set_attn_implementation(attention.NAME)
         self.plan_type = plan_type(self.device, self.dtype)
