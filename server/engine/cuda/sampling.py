@@ -1,8 +1,8 @@
 """What `sampler.py` does, for a whole batch on the device: one small copy there, one small copy back.
 
 A row's uniform number still comes from its own request's generator on the host, and what happens to a row
-depends on nothing else: probabilities are added as integers, so neither the order of an addition nor the
-number of rows matters, and equal probabilities are ranked by token id.
+depends on nothing else: weights are added as integers, so neither the order of an addition nor the number of
+rows matters, and equal weights are ranked by token id.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.engine.sequence import Sequence
 
 _CANDIDATES = 1024  # most likely tokens to look at before a whole vocabulary is sorted
 _ROWS = 64  # drawn together; a row takes about 24 bytes for each token of the vocabulary
-_ONE = 2.0**52  # a probability of 1 as an integer: a float32 down to 2**-29 is kept exactly
+_ONE = 2.0**43  # the largest weight as an integer: half a million of them can be added
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,58 +137,55 @@ def _choose(chosen: Tensor, logits: Tensor, table: Tensor, width: int | None) ->
     """Draw for the rows of `table`, `(draws, 6)`, into `chosen`, from `width` candidates or all tokens."""
     for some in torch.split(table, _ROWS) if len(table) else ():
         rows = some[:, 0].long()
-        picked = logits.index_select(0, rows).float()
+        weights = logits.index_select(0, rows).float()
         # From the largest down, so that no temperature, however small, makes an infinity of it.
         temperatures = some[:, 1:2].float().clamp(min=torch.finfo(torch.float32).tiny)
-        probabilities = ((picked - picked.amax(-1, keepdim=True)) / temperatures).softmax(-1)
+        weights = ((weights - weights.amax(-1, keepdim=True)) / temperatures).exp()
         if width is None:
-            chosen[rows] = _inverse(_integers(probabilities), some[:, 5:])
+            chosen[rows] = _inverse(_integers(weights), some[:, 5:])
         else:
-            chosen[rows] = _truncated(probabilities, some, width)
+            chosen[rows] = _truncated(weights, some, width)
 
 
-def _truncated(probabilities: Tensor, table: Tensor, width: int) -> Tensor:
+def _truncated(weights: Tensor, table: Tensor, width: int) -> Tensor:
     """A token of each row among those that top_k, top_p and min_p leave, as `sampler.py` defines them.
 
     -1 where more than the `width` most likely tokens may be left.
     """
-    vocabulary = probabilities.shape[1]
-    values, ids = _ranked(probabilities, min(width, vocabulary))
+    vocabulary = weights.shape[1]
+    values, ids = _ranked(weights, min(width, vocabulary))
     top_k, top_p, min_p, uniform = table[:, 2:].hsplit(4)
     rank = torch.arange(values.shape[1], device=values.device)
-    allowed = (top_k == 0) | (rank < top_k)
+    limited = top_k > 0
+    allowed = (rank < top_k) | ~limited
     values = values.where(allowed, 0.0)
-    # top_p works on what top_k left, renormalised; the token that crosses the threshold stays.
-    total = _floats(_integers(values).sum(-1, keepdim=True))
-    share = torch.where(top_k > 0, values / total, values)
-    before = _floats(_integers(share).cumsum(-1)) - share
-    keep = allowed & (values >= min_p.float() * values[:, :1])
-    keep &= (before < top_p.float()) | (top_p >= 1)
+    integers = _integers(values)
+    # top_p is a share of what top_k left; the token that crosses the threshold stays.
+    total = torch.where(limited, integers.sum(-1, keepdim=True), _integers(weights).sum(-1, keepdim=True))
+    before = integers.cumsum(-1) - integers
+    keep = (values >= min_p.float() * values[:, :1]) & allowed
+    keep &= (before.double() < top_p * total.double()) | (top_p >= 1)
     kept = keep.sum(-1, keepdim=True).clamp(min=1)
-    token = ids.gather(1, _inverse(_integers(values).where(rank < kept, 0), uniform)[:, None])
-    settled = (kept < width) | (top_k > 0) | (width >= vocabulary)
+    token = ids.gather(1, _inverse(integers.where(rank < kept, 0), uniform)[:, None])
+    settled = (kept < width) | limited | (width >= vocabulary)
     return token.where(settled, -1)[:, 0]
 
 
-def _ranked(probabilities: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def _ranked(weights: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The `width` largest of each row and their ids, the lower id first where they are equal.
 
     The bits of floats that are not negative are ordered as the floats; below them stands the id.
     """
-    vocabulary = probabilities.shape[1]
-    backwards = torch.arange(vocabulary - 1, -1, -1, device=probabilities.device)
-    keys = (probabilities.view(torch.int32).long() << 32) | backwards
+    vocabulary = weights.shape[1]
+    backwards = torch.arange(vocabulary - 1, -1, -1, device=weights.device)
+    keys = (weights.view(torch.int32).long() << 32) | backwards
     keys = keys.topk(width).values if width < vocabulary else keys.sort(descending=True).values
     return (keys >> 32).int().view(torch.float32), vocabulary - 1 - (keys & 0xFFFFFFFF)
 
 
-def _integers(probabilities: Tensor) -> Tensor:
-    """In units of 2**-52: sums of these are exact, whatever their order."""
-    return (probabilities * _ONE).long()
-
-
-def _floats(integers: Tensor) -> Tensor:
-    return (integers.double() / _ONE).float()
+def _integers(weights: Tensor) -> Tensor:
+    """Of weights between 0 and 1, in units of 2**-43: exact down to 2**-20, and so are their sums."""
+    return (weights * _ONE).long()
 
 
 def _inverse(weights: Tensor, uniform: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from server.engine.cuda import kernels, paged
 from server.engine.cuda.paged import AttentionOptions, PagedStep
-from tests.triton_build import AMPERE, HOPPER, Build, compile_all
+from tests.triton_build import AMPERE, HOPPER, Build, Built, compile_all
 
 KERNELS = ("write_kv_kernel", "decode_kernel", "combine_kernel", "prefill_kernel")
 POINTERS = {
@@ -79,30 +79,31 @@ def _launches(
     return [build for recorder in recorders.values() for build in recorder.builds]
 
 
-def _builds(dim: int, heads: int, dtype: torch.dtype, archs: tuple[int, ...], every: bool) -> list[Build]:
-    sinks = torch.zeros(heads, dtype=dtype)
-    options = AttentionOptions(0.1, 1000, 30.0, sinks) if every else AttentionOptions(0.1)
-    launches = _launches(heads, 8, dim, options, dtype)
-    return [replace(build, arch=arch) for build in launches for arch in archs]
+@pytest.fixture(scope="module")
+def built() -> list[tuple[Build, Built]]:
+    """Every kernel for heads of width 64, 128 and 256, plain and with all that a layer may ask for."""
+    builds: list[Build] = []
+    for dim, heads, every in ((64, 32, False), (128, 56, True), (256, 16, True)):
+        sinks = torch.zeros(heads, dtype=torch.bfloat16)
+        options = AttentionOptions(0.1, 1000, 30.0, sinks) if every else AttentionOptions(0.1)
+        builds += _launches(heads, 8, dim, options, torch.bfloat16)
+    builds = [replace(build, arch=arch) for build in builds for arch in (AMPERE, HOPPER)]
+    builds += _launches(32, 8, 64, AttentionOptions(0.1), torch.float32)
+    return list(zip(builds, compile_all(builds), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("dim", "heads", "every"), [(64, 32, False), (128, 8, False), (128, 56, True), (256, 16, True)]
-)
-def test_every_kernel_compiles_in_bfloat16(dim: int, heads: int, every: bool) -> None:
+def test_every_kernel_compiles_and_fits(built: list[tuple[Build, Built]]) -> None:
     """Within the shared memory of the least device, and with next to nothing spilled from registers."""
-    builds = _builds(dim, heads, torch.bfloat16, (AMPERE, HOPPER), every)
-    assert {build.kernel.partition(":")[2] for build in builds} == set(KERNELS)
-    for build, built in zip(builds, compile_all(builds), strict=True):
-        assert built.shared <= SHARED[build.arch], build
-        assert built.stack <= 128, build
-        if build.kernel.endswith("prefill_kernel") and build.arch == HOPPER:
-            assert "wgmma" in built.ptx
+    assert {build.kernel.partition(":")[2] for build, _ in built} == set(KERNELS)
+    for build, code in built:
+        assert code.shared <= SHARED[build.arch], build
+        assert code.stack <= 128, build
 
 
-def test_exact_float32_compiles_without_tensor_cores() -> None:
-    builds = _builds(64, 32, torch.float32, (HOPPER,), False)
-    for build, built in zip(builds, compile_all(builds), strict=True):
-        assert built.shared <= SHARED[AMPERE], build
-        assert built.stack <= 128, build
-        assert "mma" not in built.ptx
+def test_products_run_on_tensor_cores_save_in_exact_float32(built: list[tuple[Build, Built]]) -> None:
+    for build, code in built:
+        if build.kernel.endswith(("decode_kernel", "prefill_kernel")):
+            half = build.arguments["query"] == "*bf16/16"
+            assert ("mma" in code.ptx) == half, build
+            if half and build.arch == HOPPER and build.kernel.endswith("prefill_kernel"):
+                assert "wgmma" in code.ptx

@@ -135,10 +135,10 @@ def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paged, "SPLITS", 2)
 
 
-MIXED = [(1, 1), (64, 1), (137, 1), (0, 0), (2, 2), (21, 5), (70, 9)]
+MIXED = [(1, 1), (64, 1), (131, 1), (0, 0), (2, 2), (21, 5), (70, 7)]
 
 FORMS = {
-    "mha": Form(heads=3, kv_heads=3),
+    "mha": Form(heads=2, kv_heads=2),
     "gqa 3": Form(),
     "gqa 7": Form(heads=14, kv_heads=2, block_size=16),
     "mqa 20": Form(heads=20, kv_heads=1),
@@ -156,7 +156,6 @@ FORMS = {
     "soft cap": Form(softcap=1.5),
     "sinks": Form(sinks=True),
     "all": Form(heads=14, k_dim=24, v_dim=16, window=19, softcap=2.0, sinks=True),
-    "half": Form(dtype=torch.float16, block_size=16),
     "half, all": Form(heads=14, k_dim=64, v_dim=64, window=30, softcap=2.0, sinks=True, dtype=torch.float16),
 }
 
@@ -164,7 +163,7 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_a_mixed_step_is_attention(name: str, gpu: torch.device) -> None:
     """Decode rows, a padding row and chunks, of lengths on both sides of blocks, tiles and splits."""
-    found = Case(FORMS[name], MIXED, gpu, tile_queries=4, pad_tiles=7).check()
+    found = Case(FORMS[name], MIXED, gpu, tile_queries=4, pad_tiles=6).check()
     assert (found[3] == 0).all()
 
 
