@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -173,13 +173,12 @@ class EngineCore:
         sampling = [rows for rows in scored if rows.samples]
         results: Results = []
         if sampling:
-            last = logits[[rows.stop - 1 for rows in sampling]]
+            last = _select(logits, [rows.stop - 1 for rows in sampling])
             sequences = [rows.sequence for rows in sampling]
             chosen = sampler.sample(last, sequences, self._end_tokens)
+            scores = _scores(last, sequences, chosen)
             for row, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):
-                top = sequence.request.sampling.logprobs
-                scores = None if top is None else sampler.logprobs(last[row : row + 1], [token], top)
-                results.append((sequence.request.request_id, self._append(sequence, token, scores)))
+                results.append((sequence.request.request_id, self._append(sequence, token, scores.get(row))))
         return results
 
     def _score_prompt(self, logits: Tensor, rows: Scored) -> None:
@@ -279,3 +278,18 @@ class EngineCore:
             adapter_load_seconds=residency.load_seconds,
             healthy=healthy,
         )
+
+
+def _select(logits: Tensor, rows: list[int]) -> Tensor:
+    """`logits[rows]`, without a copy where that is all of them."""
+    return logits if rows == [*range(logits.shape[0])] else logits[rows]
+
+
+def _scores(logits: Tensor, sequences: list[Sequence], chosen: list[int]) -> dict[int, list[TokenLogprob]]:
+    """Scores of the chosen tokens by row, for those who asked."""
+    tops = {row: top for row, s in enumerate(sequences) if (top := s.request.sampling.logprobs) is not None}
+    if not tops:
+        return {}
+    rows = [*tops]
+    found = sampler.logprobs(_select(logits, rows), [chosen[row] for row in rows], max(tops.values()))
+    return {row: [replace(score, top=score.top[: tops[row]])] for row, score in zip(rows, found, strict=True)}

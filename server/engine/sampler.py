@@ -8,10 +8,9 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
+from server.engine import search
 from server.engine.request import SamplingParams, TokenLogprob
 from server.engine.sequence import Sequence
-
-_CANDIDATES = 1024  # most likely tokens to look at before a whole vocabulary is sorted for top_p
 
 
 def sample(logits: Tensor, sequences: Rows[Sequence], end_tokens: frozenset[int]) -> list[int]:
@@ -21,16 +20,10 @@ def sample(logits: Tensor, sequences: Rows[Sequence], end_tokens: frozenset[int]
         for row, sequence in enumerate(sequences):
             if _shapes_logits(sequence):
                 _shape(logits[row], sequence, end_tokens)
-    chosen: list[int] = logits.argmax(-1).tolist()
-    drawn = [row for row, s in enumerate(sequences) if s.request.sampling.temperature > 0]
-    if drawn:
-        temperatures = torch.tensor([sequences[row].request.sampling.temperature for row in drawn])
-        rows = logits[drawn].float()
-        # From the largest down, so that no temperature, however small, makes an infinity of it.
-        temperatures = temperatures.clamp(min=torch.finfo(torch.float32).tiny).to(rows.device)
-        scaled = (rows - rows.amax(-1, keepdim=True)) / temperatures[:, None]
-        for row, probabilities in zip(drawn, scaled.softmax(-1), strict=True):
-            chosen[row] = _draw(probabilities, sequences[row])
+    chosen = search.argmax(logits)
+    for row, sequence in enumerate(sequences):
+        if sequence.request.sampling.temperature > 0:
+            chosen[row] = _draw(_weights(logits[row], chosen[row], sequence), sequence)
     return chosen
 
 
@@ -38,7 +31,7 @@ def logprobs(logits: Tensor, chosen: Rows[int], top: int) -> list[TokenLogprob]:
     """Log probabilities of `chosen` and of the `top` most likely tokens. `logits`: `(rows, vocabulary)`."""
     logs = logits.float().log_softmax(-1)
     own: list[float] = logs.gather(1, torch.tensor(chosen, device=logs.device)[:, None])[:, 0].tolist()
-    values, ids = logs.topk(min(top, logs.shape[-1]), dim=-1)
+    values, ids = search.topk(logs, top)
     best = [tuple(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
     return [TokenLogprob(*entry) for entry in zip(chosen, own, best, strict=True)]
 
@@ -80,37 +73,38 @@ def stop_ids(p: SamplingParams, end_tokens: frozenset[int]) -> frozenset[int]:
     return p.stop_token_ids if p.ignore_eos else p.stop_token_ids | end_tokens
 
 
-def _draw(probabilities: Tensor, sequence: Sequence) -> int:
+def _weights(row: Tensor, best: int, sequence: Sequence) -> Tensor:
+    """Probabilities as multiples of the largest one, `(vocabulary,)` float32."""
+    weights = row.to(torch.float32, copy=True)
+    # From the largest down, so that no temperature, however small, makes an infinity of it.
+    weights -= weights[best].clone()
+    temperature = max(sequence.request.sampling.temperature, torch.finfo(torch.float32).tiny)
+    if temperature != 1:
+        weights /= temperature
+    return weights.exp_()
+
+
+def _draw(weights: Tensor, sequence: Sequence) -> int:
     """One token by inverse transform of one uniform number from the sequence's own generator."""
     p = sequence.request.sampling
     uniform = sequence.random.random()
     if not (p.top_k or p.top_p < 1 or p.min_p):
-        return _inverse(probabilities, uniform)
-    values, ids = _candidates(probabilities, p)
-    return int(ids[_inverse(values, uniform)])
+        return search.inverse(weights, uniform)
+    values, ids = _candidates(weights, p)
+    return int(ids[search.inverse(values, uniform)])
 
 
-def _candidates(probabilities: Tensor, p: SamplingParams) -> tuple[Tensor, Tensor]:
-    """The probabilities and ids that top_k, top_p and min_p leave, most likely first; at least one."""
-    size = probabilities.shape[0]
-    count = min(p.top_k or _CANDIDATES, size)
-    values, ids = probabilities.topk(count)
-    enough = (
-        p.top_k or (p.top_p < 1 and float(values.sum()) >= p.top_p) or float(values[-1]) < p.min_p * values[0]
-    )
-    if not enough:
-        values, ids = probabilities.sort(descending=True)
+def _candidates(weights: Tensor, p: SamplingParams) -> tuple[Tensor, Tensor]:
+    """The weights and ids that top_k, top_p and min_p leave, most likely first; at least one."""
+    if not weights[0] >= 0:  # NaN, as all the others: whatever is drawn
+        return weights[:1], torch.zeros(1, dtype=torch.int64)
+    values, ids = search.nucleus(weights, min(p.top_k, weights.shape[0]), p.top_p, p.min_p)
+    if p.top_k:
+        values, ids = values[: p.top_k], ids[: p.top_k]
     keep = values >= p.min_p * values[0]
     if p.top_p < 1:
         # top_p works on what top_k left, renormalised; the token that crosses the threshold stays.
-        share = values / values.sum() if p.top_k else values
-        keep &= share.cumsum(0) - share < p.top_p
+        total = values.double().sum() if p.top_k else search.block_sums(weights).sum()
+        keep &= values.double().cumsum(0) - values < p.top_p * total
     kept = max(1, int(keep.sum()))
     return values[:kept], ids[:kept]
-
-
-def _inverse(values: Tensor, uniform: float) -> int:
-    """The index at which the cumulative sum of unnormalised `values` passes the share `uniform`."""
-    cumulative = values.double().cumsum(0)
-    index = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
-    return min(index, values.shape[0] - 1)
