@@ -48,7 +48,7 @@ constexpr int ROWS = 6;          // with PANELS vectors each, their sums fit int
 constexpr int TILE = 64;         // keys that are transposed at a time
 constexpr int SPLIT = 256;       // keys of one part
 constexpr int BLOCK_ROWS = 192;  // rows of a block, unless more heads share a kv head
-constexpr int AHEAD = 16;        // rows fetched before they are needed
+constexpr int AHEAD = 16;        // rows fetched before they are needed, at least LANES
 constexpr int BLOCKS_EACH = 4;   // blocks for each thread; greater ones are spread over their splits
 constexpr int64_t LEAST = 1 << 15;  // numbers read that are worth waking a thread
 constexpr float NONE = -std::numeric_limits<float>::infinity();
@@ -76,12 +76,10 @@ inline float number(uint16_t v) {
     return f;
 }
 
-inline void put(float *p, float v) { *p = v; }
-
-inline void put(uint16_t *p, float v) {  // rounds to nearest even; NaN stays NaN
-    uint32_t w;
-    std::memcpy(&w, &v, 4);
-    *p = v != v ? 0x7fc0 : static_cast<uint16_t>((w + 0x7fff + ((w >> 16) & 1)) >> 16);
+inline void store(uint16_t *p, vec v) {  // rounds to nearest even; NaN stays NaN
+    words w = (words)v;
+    w = v != v ? words{} + 0x7fc0 : (w + 0x7fff + ((w >> 16) & 1)) >> 16;
+    *reinterpret_cast<halves_u *>(p) = __builtin_convertvector(w, halves_u);
 }
 
 inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -229,40 +227,37 @@ inline void fetch(const T *row, int64_t dim) {
     for (int64_t d = 0; d < dim; d += 64 / sizeof(T)) __builtin_prefetch(row + d);
 }
 
-// The tile's rows as they are, `row(t)` each, padded with zeros to `width`.
-template <class T, class Row>
-inline void copy_rows(float *to, int64_t width, int64_t dim, int64_t count, const Row &row) {
+// The tile's rows as they are, padded with zeros to `width`. Up to AHEAD more of `rows` are fetched.
+template <class T>
+__attribute__((noinline)) void copy_rows(float *to, int64_t width, int64_t dim, int64_t count,
+                                         const T *const *rows) {
     for (int64_t t = 0; t < count; t++) {
-        const T *from = row(t);
-        fetch(row(least(t + AHEAD, count - 1)), dim);
-        float *line = to + t * width;
+        const T *from = rows[t];
+        fetch(rows[t + AHEAD], dim);
         int64_t d = 0;
-        for (; d + LANES <= dim; d += LANES) store(line + d, load(from + d));
-        for (; d < dim; d++) line[d] = number(from[d]);
-        for (; d < width; d++) line[d] = 0;
+        for (; d + LANES <= dim; d += LANES) store(to + d, load(from + d));
+        for (; d < dim; d++) to[d] = number(from[d]);
+        for (; d < width; d++) to[d] = 0;
+        to += width;
     }
 }
 
-// The tile's rows as columns: `to` is (dim, TILE).
-template <class T, class Row>
-inline void transpose_rows(float *to, int64_t dim, int64_t count, const Row &row) {
+// The tile's rows as columns: `to` is (dim, TILE). Up to AHEAD more of `rows` are fetched.
+template <class T>
+__attribute__((noinline)) void transpose_rows(float *to, int64_t dim, int64_t count, const T *const *rows) {
     for (int64_t t = 0; t < count; t += LANES) {
-        const T *from[LANES];
-        for (int i = 0; i < LANES; i++) {
-            from[i] = row(t + i);
-            fetch(row(least(t + LANES + i, count - 1)), dim);
-        }
+        for (int i = 0; i < LANES; i++) fetch(rows[t + AHEAD + i], dim);
         int64_t d = 0;
         for (; d + LANES <= dim; d += LANES) {
             vec line[LANES];
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) line[i] = load(from[i] + d);
+            for (int i = 0; i < LANES; i++) line[i] = load(rows[t + i] + d);
             transpose(line);
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++) store(to + (d + i) * TILE + t, line[i]);
         }
         for (; d < dim; d++)
-            for (int i = 0; i < LANES; i++) to[d * TILE + t + i] = number(from[i][d]);
+            for (int i = 0; i < LANES; i++) to[d * TILE + t + i] = number(rows[t + i][d]);
     }
 }
 
@@ -303,7 +298,7 @@ struct Block {
     State state;
     float *scores, *sum, *tile, *peak, *total, *query, *zeros;  // (rows, SPLIT), (rows, v_width), one tile, ..
     int64_t rows, past;                          // `past`: tokens before the item's first query
-    int64_t places[SPLIT];
+    const T *keys[SPLIT + AHEAD], *values[SPLIT + AHEAD];
 
     Block(const Call &c, const Shape &s, const Item &i, float *work, float *kept)
         : c(c), shape(s), item(i), state(kept ? kept : work, s) {
@@ -340,14 +335,23 @@ struct Block {
         }
     }
 
-    // Finds the rows of the cache that hold tokens first .. last-1, for this kv head: places[t - base].
+    // Finds the rows of the cache that hold tokens first .. last-1: keys[t - base], values[t - base].
+    // Keys around them are zeros, as far as they are multiplied.
     void find(int64_t base, int64_t first, int64_t last) {
         const int32_t *table = c.tables + item.sequence * c.table_row;
+        const T *key = static_cast<const T *>(c.keys) + item.head * c.k_dim;
+        const T *value = static_cast<const T *>(c.values) + item.head * c.v_dim;
+        const T *nothing = reinterpret_cast<const T *>(zeros);
         int64_t block = first / c.block_size, offset = first % c.block_size;
-        for (int64_t t = first; t < last; t++) {
-            places[t - base] = (table[block] * c.block_size + offset) * c.kv_heads + item.head;
+        for (int64_t t = 0; t < first - base; t++) keys[t] = nothing;
+        for (int64_t t = first - base; t < last - base; t++) {
+            int64_t row = (table[block] * c.block_size + offset) * c.kv_heads;
+            keys[t] = key + row * c.k_dim;
+            values[t] = value + row * c.v_dim;
             if (++offset == c.block_size) block++, offset = 0;
         }
+        for (int64_t t = last - base; t < least(last - base + LANES + AHEAD, SPLIT + AHEAD); t++)
+            keys[t] = nothing, values[t] = values[last - base - 1];
     }
 
     template <class Work>
@@ -363,15 +367,10 @@ struct Block {
     void attend(int64_t base) {
         int64_t first = most(seen_first(0), base), last = least(seen_last(rows - 1), base + SPLIT);
         int64_t start = base + (first - base) / TILE * TILE;
-        const T *nothing = reinterpret_cast<const T *>(zeros);
-        const T *keys = static_cast<const T *>(c.keys), *values = static_cast<const T *>(c.values);
         find(base, first, last);
         for (int64_t t = start; t < last; t += TILE) {
             int64_t count = up(least(TILE, last - t), LANES);
-            transpose_rows<T>(tile, c.k_dim, count, [&](int64_t i) {
-                int64_t p = t + i;
-                return p < first || p >= last ? nothing : keys + places[p - base] * c.k_dim;
-            });
+            transpose_rows(tile, c.k_dim, count, keys + (t - base));
             each_rows([&](int64_t r, int64_t n) {
                 int64_t width = least(count, up(seen_last(r + n - 1) - t, LANES));
                 products<ROWS, false>(n, width, query + r * c.k_dim, c.k_dim, tile, TILE, c.k_dim,
@@ -384,8 +383,7 @@ struct Block {
         std::memset(sum, 0, sizeof(float) * rows * shape.v_width);
         for (int64_t t = start; t < last; t += TILE) {
             int64_t begin = most(t, first), count = least(t + TILE, last) - begin;
-            copy_rows<T>(tile, shape.v_width, c.v_dim, count,
-                         [&](int64_t i) { return values + places[begin - base + i] * c.v_dim; });
+            copy_rows(tile, shape.v_width, c.v_dim, count, values + (begin - base));
             each_rows([&](int64_t r, int64_t n) {
                 int64_t depth = least(count, seen_last(r + n - 1) - begin);
                 products<ROWS, true>(n, shape.v_width, scores + r * SPLIT + (begin - base), SPLIT, tile,
@@ -404,7 +402,13 @@ struct Block {
             T *to = static_cast<T *>(c.out) + (row * c.heads + head) * c.v_dim;
             const float *from = state.sum + r * shape.v_width;
             float factor = 1 / state.total[r];
-            for (int64_t d = 0; d < c.v_dim; d++) put(to + d, from[d] * factor);
+            int64_t d = 0;
+            for (; d + LANES <= c.v_dim; d += LANES) store(to + d, load(from + d) * factor);
+            if (d < c.v_dim) {
+                T rest[LANES];
+                store(rest, load(from + d) * factor);
+                std::memcpy(to + d, rest, sizeof(T) * (c.v_dim - d));
+            }
         }
     }
 };
