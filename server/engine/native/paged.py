@@ -78,6 +78,8 @@ class NativePlan(AttentionPlan):
             threads=torch.get_num_threads(),
         )
         self._address = ctypes.addressof(self._call)
+        self._form: list[tuple[torch.Size, tuple[int, ...], torch.dtype]] = []
+        self._out_shape = (1, 0, 0, 0)
 
     def attend(
         self,
@@ -96,22 +98,15 @@ class NativePlan(AttentionPlan):
         """
         keys, values = self.cache.layer(layer, key, value)
         query, key, value = _rows(query), _rows(key), _rows(value)
-        _, heads, tokens, k_dim = query.shape
-        _, kv_heads, v_dim = values.shape
         call = self._call
-        self._check(query, key, value, keys, values)
-        out = query.new_empty(1, tokens, heads, v_dim)
+        self._set_form(query, key, value, keys, values)
+        out = query.new_empty(self._out_shape)
         if sinks is not None:
             sinks = sinks.float().contiguous()
         call.query, call.key, call.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
         call.keys, call.values, call.out = keys.data_ptr(), values.data_ptr(), out.data_ptr()
         call.sinks = None if sinks is None else sinks.data_ptr()
-        _, call.query_head, call.query_row, _ = query.stride()
-        _, call.key_head, call.key_row, _ = key.stride()
-        _, call.value_head, call.value_row, _ = value.stride()
-        call.heads, call.kv_heads, call.k_dim, call.v_dim = heads, kv_heads, k_dim, v_dim
         call.scale, call.softcap, call.window = scale, softcap or 0.0, window or 0
-        call.bfloat16 = query.dtype == torch.bfloat16
         needed = self._kernel(self._address)
         if needed:
             self._scratch = torch.empty(needed, dtype=torch.uint8)
@@ -119,19 +114,33 @@ class NativePlan(AttentionPlan):
             self._kernel(self._address)
         return out
 
-    def _check(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> None:
-        """The kernel trusts what it is given."""
-        tokens, (_, kv_heads, k_dim) = self._call.tokens, keys.shape
+    def _set_form(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Tell the kernel, which trusts what it is given, of shapes and strides; layers mostly share them."""
+        tensors = query, key, value, keys, values
+        form = [(t.shape, t.stride(), t.dtype) for t in tensors]
+        if form == self._form:
+            return
+        call, (_, kv_heads, k_dim), (_, _, v_dim) = self._call, keys.shape, values.shape
+        _, heads, tokens, _ = query.shape
         fits = (
-            query.shape == (1, query.shape[1], tokens, k_dim)
-            and key.shape == (1, kv_heads, tokens, k_dim)
-            and value.shape == (1, kv_heads, tokens, values.shape[2])
-            and query.shape[1] % kv_heads == 0
-            and query.dtype == key.dtype == value.dtype == keys.dtype
+            query.shape == (1, heads, call.tokens, k_dim)
+            and key.shape == (1, kv_heads, call.tokens, k_dim)
+            and value.shape == (1, kv_heads, call.tokens, v_dim)
+            and heads % kv_heads == 0
+            and len({t.dtype for t in tensors}) == 1
         )
         if not fits:
-            shapes = [f"{tuple(t.shape)} {t.dtype}" for t in (query, key, value)]
-            raise ValueError(f"query, key and value {shapes} do not fit {tokens} tokens and the KV cache")
+            shapes = [f"{tuple(t.shape)} {t.dtype}" for t in tensors[:3]]
+            raise ValueError(
+                f"query, key and value {shapes} do not fit {call.tokens} tokens and the KV cache"
+            )
+        call.heads, call.kv_heads, call.k_dim, call.v_dim = heads, kv_heads, k_dim, v_dim
+        call.bfloat16 = query.dtype == torch.bfloat16
+        _, call.query_head, call.query_row, _ = query.stride()
+        _, call.key_head, call.key_row, _ = key.stride()
+        _, call.value_head, call.value_row, _ = value.stride()
+        self._out_shape = (1, tokens, heads, v_dim)
+        self._form = form
 
 
 def _rows(tensor: Tensor) -> Tensor:
