@@ -114,19 +114,27 @@ inline vec tanh_of(vec x) {
     return size < 0.25f ? y : (x < 0.0f ? -big : big);
 }
 
+using lanes = std::make_integer_sequence<int, LANES>;
+
+template <int... I>
+inline ints lane_numbers(std::integer_sequence<int, I...>) {
+    return ints{I...};
+}
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, lane) __builtin_shufflevector(a, b, (lane)...)
+#else
+#define SHUFFLE(a, b, lane) __builtin_shuffle(a, b, ints{(lane)...})
+#endif
+
 // Lane i of the result is a[i] or b[i - S] with SHIFT 0, a[i + S] or b[i] with SHIFT S, as bit S of i says.
 template <int S, int SHIFT, int... I>
 inline vec mix(vec a, vec b, std::integer_sequence<int, I...>) {
-#if defined(__clang__)
-    return __builtin_shufflevector(a, b, (I + SHIFT + (I & S) * ((LANES - S) / S))...);
-#else
-    return __builtin_shuffle(a, b, ints{(I + SHIFT + (I & S) * ((LANES - S) / S))...});
-#endif
+    return SHUFFLE(a, b, I + SHIFT + (I & S) * ((LANES - S) / S));
 }
 
 template <int S = 1>
 inline void transpose(vec (&row)[LANES]) {
-    using lanes = std::make_integer_sequence<int, LANES>;
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) {
         if (i & S) continue;
@@ -135,6 +143,19 @@ inline void transpose(vec (&row)[LANES]) {
         row[i + S] = mix<S, S>(a, b, lanes{});
     }
     if constexpr (2 * S < LANES) transpose<2 * S>(row);
+}
+
+template <int S, int... I>
+inline vec swap(vec v, std::integer_sequence<int, I...>) {
+    return SHUFFLE(v, v, I ^ S);
+}
+
+// All lanes joined into one number, neighbours first.
+template <int S = 1, class Join>
+inline float across(vec v, const Join &join) {
+    v = join(v, swap<S>(v, lanes{}));
+    if constexpr (2 * S < LANES) return across<2 * S>(v, join);
+    return v[0];
 }
 
 // sum[r][n] (+)= sum_k a[r][k] b[k][n], for R rows and P vectors of n.
@@ -169,6 +190,9 @@ inline void products(int rows, int64_t width, const float *a, int64_t lda, const
         int64_t n = 0;
         for (; n + PANELS * LANES <= width; n += PANELS * LANES)
             product<R, PANELS, ADD>(a, lda, b + n, ldb, depth, sum + n, lds);
+        if constexpr (PANELS > 2)
+            for (; n + 2 * LANES <= width; n += 2 * LANES)
+                product<R, 2, ADD>(a, lda, b + n, ldb, depth, sum + n, lds);
         for (; n < width; n += LANES) product<R, 1, ADD>(a, lda, b + n, ldb, depth, sum + n, lds);
     }
 }
@@ -266,18 +290,17 @@ __attribute__((noinline)) void transpose_rows(float *to, int64_t dim, int64_t co
 inline void exponents(float *scores, int64_t first, int64_t last, int64_t seen_first, int64_t seen_last,
                       float softcap, float &peak, float &total) {
     int64_t stop = least(last, up(most(seen_last, first), LANES));
-    if (softcap != 0)
-        for (int64_t i = first; i < stop; i += LANES)
-            store(scores + i, tanh_of(load(scores + i) / softcap) * softcap);
-    for (int64_t i = first; i < least(seen_first, stop); i++) scores[i] = NONE;
-    for (int64_t i = most(first, seen_last); i < stop; i++) scores[i] = NONE;
     vec peaks = vec{} + NONE, totals = vec{};
-    for (int64_t i = first; i < stop; i += LANES) {
+    ints column = lane_numbers(lanes{}) + static_cast<int32_t>(first);
+    for (int64_t i = first; i < stop; i += LANES, column += LANES) {
         vec s = load(scores + i);
+        if (softcap != 0) s = tanh_of(s / softcap) * softcap;
+        s = column < static_cast<int32_t>(seen_first) ? vec{} + NONE : s;
+        s = column < static_cast<int32_t>(seen_last) ? s : vec{} + NONE;
         peaks = s > peaks ? s : peaks;
+        store(scores + i, s);
     }
-    peak = NONE;
-    for (int i = 0; i < LANES; i++) peak = peaks[i] > peak ? peaks[i] : peak;
+    peak = across(peaks, [](vec a, vec b) { return a > b ? a : b; });
     float top = peak == NONE ? 0 : peak;
     for (int64_t i = first; i < stop; i += LANES) {
         vec e = exp_of(load(scores + i) - top);
@@ -285,8 +308,7 @@ inline void exponents(float *scores, int64_t first, int64_t last, int64_t seen_f
         store(scores + i, e);
     }
     for (int64_t i = stop; i < last; i += LANES) store(scores + i, vec{});
-    total = 0;
-    for (int i = 0; i < LANES; i++) total += totals[i];
+    total = across(totals, [](vec a, vec b) { return a + b; });
 }
 
 // One thread's turn at one item.
