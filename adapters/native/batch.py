@@ -15,8 +15,8 @@ from torch import Tensor
 
 from adapters.batched import AdapterBatch, BatchedLinear
 from adapters.delta import AdapterWeights
-from adapters.native.deltas import Deltas
-from adapters.native.linear import NativeLinear
+from adapters.linear import LinearMap
+from adapters.native.linear import Deltas, NativeLinear, NativeLinears
 from adapters.native.placed import EXPAND_FIELDS, SHRINK_FIELDS, NativeAdapter, place
 from adapters.placed import Groups
 from adapters.segment import Segment, coalesce
@@ -26,34 +26,29 @@ _WORD = 8  # bytes of a table's entry
 
 
 class _Rows:
-    """Where the rows of a set and the matrices of their adapters lie, as the native code wants to know it.
-
-    Attributes:
-        modules: not zero where some active adapter adds to the module.
-    """
+    """Where the rows of a set and the matrices of their adapters lie, as the native code wants to know it."""
 
     def __init__(self, segments: Sequence[Segment[NativeAdapter]]) -> None:
         self.count = segments[-1].stop
-        owned = [segment for segment in coalesce(segments) if segment.adapter]
         active: dict[NativeAdapter, int] = {}
         pieces = []
-        for segment in owned:
+        for segment in coalesce(segments):
             if segment.adapter:
                 slot = active.setdefault(segment.adapter, len(active))
                 for start in range(segment.start, segment.stop, _PIECE):
                     pieces.append((start, min(start + _PIECE, segment.stop), slot))
         # The tables hold addresses: the adapters must stay for as long as they do.
         self._adapters = tuple(active)
-        self._segments = np.array(pieces, np.int64).reshape(-1, 3)
+        self._segments = np.array(pieces, np.int64)
         self._shrink = np.stack([adapter.shrink for adapter in active])
         self._expand = np.stack([adapter.expand for adapter in active])
-        self.modules = self._expand[:, :, 0].sum(0).tolist()
+        self._shrunk = torch.empty(self.count, max(adapter.columns for adapter in active))
+        self.groups = self._shrink[:, :, 0].sum(0).tolist()
         self.segments = self._segments.ctypes.data, len(pieces)
         self.shrink = self._shrink.ctypes.data, self._shrink.shape[1]
         self.expand = self._expand.ctypes.data, self._expand.shape[1]
-        self.width = max(adapter.columns for adapter in active)
-        self.shrunk = torch.empty(self.count, self.width)
-        self.shrunk_of: tuple[Tensor, int] | None = None
+        self.shrunk = self._shrunk.data_ptr(), self._shrunk.shape[1]
+        self.shrunk_of: tuple[Tensor, int, Deltas | None] | None = None
 
 
 class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
@@ -63,6 +58,16 @@ class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
         super().__init__(groups)
         self._library = library
         self._first = np.cumsum([0, *(len(names) for names in groups)]).tolist()
+        self._members: dict[int, list[LinearMap]] = {}
+        self._linears: dict[int, NativeLinears] = {}
+        self._done: tuple[Tensor, int, list[Tensor]] | None = None
+
+    def attach(self, layer: BatchedLinear) -> None:
+        members = self._members.setdefault(layer.group, [])
+        members.append(layer.linear)
+        native = [linear for linear in members if isinstance(linear, NativeLinear)]
+        if len(native) == len(self.groups[layer.group]):
+            self._linears[layer.group] = NativeLinears(self._library, native)
 
     def place(self, weights: AdapterWeights) -> NativeAdapter:
         return place(weights, self.groups)
@@ -70,28 +75,46 @@ class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
     def _rows(self, segments: Sequence[Segment[NativeAdapter]], on_logits: bool) -> _Rows:
         return _Rows(segments)
 
+    def end(self) -> None:
+        super().end()
+        self._done = None
+
+    def apply(self, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
+        linears = self._linears.get(module.group)
+        if linears is None:
+            return super().apply(module, source, x)
+        # All modules of the group are computed together, when the first of them is called.
+        done = self._done
+        if done is None or done[0] is not source or done[1] != module.group:
+            rows = self._logits if module.on_logits else self._tokens
+            deltas = None if rows is None else self._shrink(rows, module, x)
+            done = self._done = source, module.group, linears(x, deltas)
+        return done[2][module.member]
+
     def _apply(self, rows: _Rows, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
-        if x.shape[0] != rows.count:
-            raise RuntimeError(f"{module.name} got {x.shape[0]} rows where the step has {rows.count}")
-        index = self._first[module.group] + module.member
-        if not rows.modules[index]:
-            return module.linear(x)
-        if rows.shrunk_of is None or rows.shrunk_of[0] is not source or rows.shrunk_of[1] != module.group:
-            self._shrink(rows, module.group, x)
-            rows.shrunk_of = source, module.group
-        address, stride = rows.expand
-        table = address + index * EXPAND_FIELDS * _WORD
-        deltas = Deltas(self._library, (*rows.segments, table, stride, rows.shrunk.data_ptr(), rows.width))
-        if isinstance(module.linear, NativeLinear):
-            return module.linear.with_deltas(x, deltas)
+        """For a base whose products are not ours: bfloat16, on CPUs that know it."""
         y = module.linear(x)
-        deltas.add_to(y)
+        if rows.shrunk_of is None or rows.shrunk_of[0] is not source or rows.shrunk_of[1] != module.group:
+            rows.shrunk_of = source, module.group, self._shrink(rows, module, x)
+        deltas = rows.shrunk_of[2]
+        if deltas is not None:
+            expand = self._library.expand_bf16 if y.dtype == torch.bfloat16 else self._library.expand_f32
+            table = deltas.tables[module.member]
+            expand(*deltas.segments, table, deltas.stride, *deltas.shrunk, y.data_ptr(), y.shape[1])
         return y
 
-    def _shrink(self, rows: _Rows, group: int, x: Tensor) -> None:
-        x = x.float().contiguous()
+    def _shrink(self, rows: _Rows, module: BatchedLinear, x: Tensor) -> Deltas | None:
+        """Multiply the rows by their adapters' `A`; None if none of them adds to this group."""
+        if x.shape[0] != rows.count:
+            raise RuntimeError(f"{module.name} got {x.shape[0]} rows where the step has {rows.count}")
+        group = module.group
+        if not rows.groups[group]:
+            return None
         address, stride = rows.shrink
+        x = x.float().contiguous()
         table = address + group * SHRINK_FIELDS * _WORD
-        self._library.shrink(
-            x.data_ptr(), x.shape[1], *rows.segments, table, stride, rows.shrunk.data_ptr(), rows.width
-        )
+        self._library.shrink(x.data_ptr(), x.shape[1], *rows.segments, table, stride, *rows.shrunk)
+        address, stride = rows.expand
+        tables = range(self._first[group], self._first[group + 1])
+        at = tuple(address + index * EXPAND_FIELDS * _WORD for index in tables)
+        return Deltas(rows.segments, at, stride, rows.shrunk)

@@ -191,23 +191,22 @@ void expand_panels(const Segment *segments, int64_t n, const Expand *table, int6
     }
 }
 
+struct Linear {  // one module: y = x W^T + bias, plus each row's delta, whose table starts at `table`
+    const void *panels;
+    int64_t bfloat16, outputs;
+    const float *bias;
+    float *y;
+    const Expand *table;
+};
+
 template <class W>
-void linear(const float *x, int64_t rows, int64_t inputs, const W *panels, int64_t outputs, const float *bias,
-            float *y, const Segment *segments, int64_t n, const Expand *table, int64_t stride, const float *s,
-            int64_t lds) {
-    int64_t total = (outputs + LANES - 1) / LANES, step = total < 64 ? 2 : 4;
-    // Dynamic, so that a thread whose core is taken by another process holds up one share, not half of all.
-#pragma omp parallel for schedule(dynamic, 1) if (rows * inputs * outputs > SMALL)
-    for (int64_t first = 0; first < total; first += step) {
-        int count = static_cast<int>(total - first < step ? total - first : step);
-        panels_of(rows, x, inputs, panels + first * panel_size<W>(inputs), count, inputs,
-                  [&](int64_t r, int p, vec sums) {
-                      int64_t column = (first + p) * LANES, width = outputs - column;
-                      if (bias) sums += read(bias + column, width);
-                      write(y + r * outputs + column, width, sums);
-                  });
-        expand_panels(segments, n, table, stride, s, lds, y, outputs, outputs, first, count);
-    }
+void linear_panels(const float *x, int64_t rows, int64_t inputs, const Linear &m, int64_t first, int count) {
+    auto *panels = static_cast<const W *>(m.panels) + first * panel_size<W>(inputs);
+    panels_of(rows, x, inputs, panels, count, inputs, [&](int64_t r, int p, vec sums) {
+        int64_t column = (first + p) * LANES, width = m.outputs - column;
+        if (m.bias) sums += read(m.bias + column, width);
+        write(m.y + r * m.outputs + column, width, sums);
+    });
 }
 
 template <class W>
@@ -234,17 +233,26 @@ void expand(const Segment *segments, int64_t n, const Expand *table, int64_t str
 
 extern "C" {
 
-// y = x W^T + bias, plus each row's delta from its columns of `s`. `n` may be 0.
-void linear_f32(const float *x, int64_t rows, int64_t inputs, const float *panels, int64_t outputs,
-                const float *bias, float *y, const Segment *segments, int64_t n, const Expand *table,
-                int64_t stride, const float *s, int64_t lds) {
-    linear(x, rows, inputs, panels, outputs, bias, y, segments, n, table, stride, s, lds);
-}
-
-void linear_bf16(const float *x, int64_t rows, int64_t inputs, const uint16_t *panels, int64_t outputs,
-                 const float *bias, float *y, const Segment *segments, int64_t n, const Expand *table,
-                 int64_t stride, const float *s, int64_t lds) {
-    linear(x, rows, inputs, panels, outputs, bias, y, segments, n, table, stride, s, lds);
+// Modules that read the same rows. `n` segments of them have deltas, from `s`; it may be 0.
+void linears(const float *x, int64_t rows, int64_t inputs, const Linear *modules, int64_t count,
+             const Segment *segments, int64_t n, int64_t stride, const float *s, int64_t lds) {
+    int64_t outputs = 0;
+    for (int64_t m = 0; m < count; m++) outputs += modules[m].outputs;
+    int64_t step = outputs < 64 * LANES ? 2 : 4, shares = 0;
+    for (int64_t m = 0; m < count; m++) shares += (modules[m].outputs + step * LANES - 1) / (step * LANES);
+    // Dynamic, so that a thread whose core is taken by another process holds up one share, not half of all.
+#pragma omp parallel for schedule(dynamic, 1) if (rows * inputs * outputs > SMALL)
+    for (int64_t share = 0; share < shares; share++) {
+        int64_t first = share * step;
+        const Linear *m = modules;
+        for (int64_t total; first >= (total = (m->outputs + LANES - 1) / LANES); m++)
+            first -= (total + step - 1) / step * step;
+        int64_t left = (m->outputs + LANES - 1) / LANES - first;
+        int width = static_cast<int>(left < step ? left : step);
+        if (m->bfloat16) linear_panels<uint16_t>(x, rows, inputs, *m, first, width);
+        else linear_panels<float>(x, rows, inputs, *m, first, width);
+        expand_panels(segments, n, m->table, stride, s, lds, m->y, m->outputs, m->outputs, first, width);
+    }
 }
 
 // s[rows of each segment] = x A^T

@@ -1,55 +1,88 @@
-"""A frozen float32 linear map that runs at the speed of memory for few rows."""
+"""Frozen float32 linear maps that run at the speed of memory for few rows."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.native.deltas import Deltas
 from adapters.native.panels import pack
 
-_NO_DELTAS = (None, 0, None, 0, None, 0)
+_FIELDS = 6  # struct Linear of gemm.cpp
+_OUTPUT, _TABLE = 4, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Deltas:
+    """What is added to the outputs of some modules, as the native products want to be told.
+
+    Attributes:
+        segments: address of the segments, and their number.
+        tables: for each module, where the first adapter's `struct Expand` is.
+        stride: from one adapter's to the next, in such structs.
+        shrunk: address of the rows' products with `A`, and how wide a row of them is.
+    """
+
+    segments: tuple[int, int]
+    tables: tuple[int, ...]
+    stride: int
+    shrunk: tuple[int, int]
+
+
+class NativeLinears:
+    """Linear maps `y = W x + b` that read the same rows, in one call.
+
+    `W` is kept in panels: bfloat16 ones where it has no more digits than that. A row's result is the same bit
+    for bit whatever the batch is, from a single row to the longest prompt.
+    """
+
+    def __init__(self, library: ctypes.CDLL, members: Sequence[NativeLinear]) -> None:
+        self._linears = library.linears
+        self._members = tuple(members)
+        self._inputs = members[0].panels.inputs
+        self._outputs = [member.panels.outputs for member in members]
+        self._modules = np.zeros((len(members), _FIELDS), np.int64)
+        for row, member in zip(self._modules, members, strict=True):
+            data, bias = member.panels.data, member.bias
+            row[:4] = (
+                data.data_ptr(),
+                data.dtype == torch.bfloat16,
+                member.panels.outputs,
+                0 if bias is None else bias.data_ptr(),
+            )
+        self._address = self._modules.ctypes.data
+
+    def __call__(self, x: Tensor, deltas: Deltas | None = None) -> list[Tensor]:
+        """`x`: `(rows, in_features)`; returns a new `(rows, out_features)` of each."""
+        x = x.contiguous()
+        rows = x.shape[0]
+        ys = [torch.empty(rows, outputs) for outputs in self._outputs]
+        self._modules[:, _OUTPUT] = [y.data_ptr() for y in ys]
+        arguments = x.data_ptr(), rows, self._inputs, self._address, len(ys)
+        if deltas is None:
+            self._linears(*arguments, None, 0, 0, None, 0)
+        else:
+            self._modules[:, _TABLE] = deltas.tables
+            self._linears(*arguments, *deltas.segments, deltas.stride, *deltas.shrunk)
+        return ys
 
 
 class NativeLinear:
-    """`y = W x + b` in float32, `W` in panels: bfloat16 ones where it has no more digits than that.
-
-    A row's result is the same bit for bit whatever the batch is, from a single row to the longest prompt.
-    """
+    """One such map by itself."""
 
     def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor | None) -> None:
         """`weight`: `(out_features, in_features)` float32."""
-        self._panels = pack(weight)
-        self._bias = None if bias is None else bias.float().contiguous()
-        half = self._panels.data.dtype == torch.bfloat16
-        self._linear = library.linear_bf16 if half else library.linear_f32
-        # Looked up once: a call from here costs as much as the product of a small layer.
-        self._data = self._panels.data.data_ptr()
-        self._bias_data = None if self._bias is None else self._bias.data_ptr()
-        self._outputs, self._inputs = weight.shape
+        self.panels = pack(weight)
+        self.bias = None if bias is None else bias.float().contiguous()
+        self.alone = NativeLinears(library, [self])
 
     def __call__(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
-        y = self.with_deltas(x, None)
+        (y,) = self.alone(x)
         return y if delta is None else y.add_(delta)
 
-    def with_deltas(self, x: Tensor, deltas: Deltas | None) -> Tensor:
-        """`x`: `(rows, in_features)`. Each row's own delta is added while its output is at hand."""
-        x = x.contiguous()
-        rows = x.shape[0]
-        y = torch.empty(rows, self._outputs)
-        self._linear(
-            x.data_ptr(),
-            rows,
-            self._inputs,
-            self._data,
-            self._outputs,
-            self._bias_data,
-            y.data_ptr(),
-            *(_NO_DELTAS if deltas is None else deltas.arguments),
-        )
-        return y
-
     def weight(self) -> Tensor:
-        return self._panels.unpack()
+        return self.panels.unpack()
