@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -24,6 +25,14 @@ from adapters.segment import Segment
 
 P = TypeVar("P", bound=Placed)
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSizes:
+    """What a batch must be ready for: `adapters` in one step, each of at most `rank` in every module."""
+
+    adapters: int = 64
+    rank: int = 256
 
 
 class AdapterBatch(ABC, Generic[P, R]):
@@ -54,6 +63,9 @@ class AdapterBatch(ABC, Generic[P, R]):
     @abstractmethod
     def _apply(self, rows: R, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
         """`apply`, where some row has an adapter."""
+
+    def attach(self, layer: BatchedLinear) -> None:
+        """A layer of this batch was made: the next member of its group."""
 
     def begin(self, tokens: Sequence[Segment[P]], logits: Sequence[Segment[P]]) -> None:
         """Set the adapters of the next forward pass: of its token rows, and of its logit rows."""
@@ -110,6 +122,7 @@ class BatchedLinear(nn.Module):
         self.group = group
         self.member = member
         self.on_logits = on_logits
+        batch.attach(self)
 
     @property
     def weight(self) -> Tensor:
