@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -50,6 +51,9 @@ class Registry:
         base: what adapters are checked against; only versions of its digest are visible.
         dtype: what they are computed in; values too large for it are refused. None: as they are stored.
 
+    Attributes:
+        on_unused: called with a digest whose files are gone, since no version has it and nobody holds it.
+
     Raises:
         AdapterConflict: another process uses `data_dir`.
     """
@@ -67,6 +71,7 @@ class Registry:
             raise AdapterConflict(
                 f"{data_dir} is in use by another server; stop it, or give another --data-dir"
             ) from None
+        self.on_unused: Callable[[str], None] = lambda digest: None
         self._catalog = Catalog(data_dir / "registry.sqlite3")
         self._store = BlobStore(data_dir / "adapters")
         self._snapshot = Snapshot(base.digest)
@@ -282,3 +287,4 @@ class Registry:
             if self._snapshot.is_unused(digest):
                 self._intact.pop(digest, None)
                 self._store.remove(digest)
+                self.on_unused(digest)

@@ -31,6 +31,7 @@ from server.engine.base import ServedModel
 from server.engine.core import EngineConfig, EngineCore
 from server.engine.engine import Engine
 from server.engine.loading import UnsupportedModel
+from server.engine.merging import Merger
 from server.heartbeat import beat
 from server.machine import free_memory
 from server.settings import GIB, MIB, Settings
@@ -91,6 +92,9 @@ def _load(settings: Settings) -> Loaded:
         nbytes = build_merged(model.linears.values(), registry.load(merged.digest))
         core.runner.merged_digest = merged.digest
         log.info("merged %s into a copy of the base (%.1f MiB)", merged.ref, nbytes / MIB)
+    if settings.auto_merge != "off":
+        budget = int(settings.merge_memory_gb * GIB)
+        core.merger = Merger(model, registry.load, settings.auto_merge, budget)
     for version in published:
         core.residency.warm(version.digest)
     return Loaded(model, tokenizer, core, registry)
@@ -218,6 +222,7 @@ def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> None:
     engine = Engine(loaded.core)
+    loaded.registry.on_unused = engine.forget
     context = ServerContext(
         settings=settings,
         base=loaded.model.spec,

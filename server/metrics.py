@@ -160,6 +160,7 @@ def engine_metrics(stats: EngineStats) -> Iterator[Metric]:
         "requests_waiting": ("Sequences that wait", stats.waiting),
         "kv_blocks_used": ("KV blocks held by live sequences", stats.kv_blocks_used),
         "kv_blocks": ("KV blocks in all", stats.kv_blocks_total),
+        "merged_bytes": ("Memory of the automatically merged copy", stats.merge.nbytes),
         "adapter_budget_bytes": ("Memory that adapters may take", stats.adapter_budget_bytes),
         "engine_healthy": ("1 while the engine runs", int(stats.healthy)),
     }
@@ -173,6 +174,8 @@ def engine_metrics(stats: EngineStats) -> Iterator[Metric]:
         "step_seconds": ("Time spent in steps", stats.step_seconds),
         "adapter_loads": ("Adapters loaded into memory", stats.adapter_loads),
         "adapter_evictions": ("Adapters put out of memory", stats.adapter_evictions),
+        "merge_builds": ("Merged copies built automatically", stats.merge.builds),
+        "merge_build_seconds": ("Time from the begin to the end of these builds", stats.merge.seconds),
         "adapter_load_seconds": ("Time spent loading adapters", stats.adapter_load_seconds),
     }
     for name, (text, value) in gauges.items():
@@ -185,6 +188,10 @@ def engine_metrics(stats: EngineStats) -> Iterator[Metric]:
     for part, seconds in stats.step_parts.items():
         parts.add_metric([part], seconds)
     yield parts
+    merged = GaugeMetricFamily("multilora_merged_adapter", "1 for the adapter merged now", labels=["digest"])
+    if stats.merge.digest is not None:
+        merged.add_metric([stats.merge.digest[:12]], 1)
+    yield merged
     tiers = {
         "adapters_resident": ("Adapters in memory", stats.adapters_device, stats.adapters_host),
         "adapter_bytes": ("Memory of adapters", stats.adapter_bytes_device, stats.adapter_bytes_host),

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 GIB = 1024**3
@@ -45,6 +45,12 @@ class Settings(BaseSettings):
     merge: str | None = Field(
         None, description="adapter to serve merged into a copy of the base, at full speed"
     )
+    auto_merge: Literal["off", "on", "auto"] = Field(
+        "off",
+        description="while one adapter alone is asked, run on a copy of the base with it merged: "
+        "auto only if its steps are measurably faster",
+    )
+    merge_memory_gb: float = Field(4.0, gt=0, description="most memory for the copy of --auto-merge in GiB")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     allow_host: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -97,6 +103,13 @@ class Settings(BaseSettings):
             name, _, path = entry.partition("=")
             if not name or not path:
                 raise ValueError(f"takes NAME=PATH, not {entry!r}")
+        return value
+
+    @field_validator("auto_merge")
+    @classmethod
+    def _one_copy(cls, value: str, info: ValidationInfo) -> str:
+        if value != "off" and info.data.get("merge"):
+            raise ValueError("there is one merged copy only, and --merge names it")
         return value
 
     @field_validator("allow_host")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from server.cli.serve import choices
-from server.engine.stats import EngineStats
+from server.engine.stats import EngineStats, MergeStats
 from server.metrics import Metrics
 from server.settings import ENV_PREFIX, Settings
 
@@ -76,6 +76,7 @@ def _nothing_yet() -> EngineStats:
         adapter_loads=0,
         adapter_evictions=0,
         adapter_load_seconds=0.0,
+        merge=MergeStats("digest"),
         healthy=True,
     )
 

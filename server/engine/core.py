@@ -13,6 +13,7 @@ from server.engine import sampler
 from server.engine.base import ServedModel
 from server.engine.detokenize import Decoder, TextStream
 from server.engine.kv import BlockPool
+from server.engine.merging import Merger
 from server.engine.request import (
     EngineError,
     FinishReason,
@@ -24,7 +25,7 @@ from server.engine.request import (
 from server.engine.runner import Runner, Scored
 from server.engine.scheduler import Plan, Scheduler
 from server.engine.sequence import Sequence
-from server.engine.stats import EngineStats
+from server.engine.stats import EngineStats, MergeStats
 
 Result = GenerationOutput | AdapterError | EngineError
 Results = list[tuple[str, Result]]
@@ -76,6 +77,7 @@ class EngineCore:
             prefix_cache=config.prefix_cache,
         )
         self.runner = Runner(model, config.kv_blocks, config.block_size)
+        self.merger: Merger | None = None
         self._decoder = decoder
         self._end_tokens = end_tokens
         self._live: dict[str, Sequence] = {}
@@ -134,6 +136,18 @@ class EngineCore:
             self.abort(request_id)
         return ids
 
+    def forget(self, digest: str) -> None:
+        """An adapter is deleted and no request holds it: give its memory back."""
+        self.residency.evict(digest)
+        if self.merger is not None:
+            self.merger.forget(digest)
+
+    def close(self) -> None:
+        """End the background threads."""
+        self.residency.close()
+        if self.merger is not None:
+            self.merger.close()
+
     def step(self) -> Results:
         """Run one step. Returns what it added to each sequence; empty if nothing could run yet."""
         started = time.perf_counter()
@@ -151,6 +165,8 @@ class EngineCore:
         return results
 
     def _run(self, plan: Plan, started: float) -> Results:
+        if self.merger is not None:
+            self.runner.merged_digest = self.merger.choose(self.scheduler.queue.adapters)
         scheduled = time.perf_counter()
         try:
             logits, scored = self.runner.run(plan)
@@ -239,6 +255,8 @@ class EngineCore:
     def _account(self, plan: Plan, seconds: float) -> None:
         self._step_seconds += seconds
         prefill = sum(tokens for tokens in plan.values() if tokens > 1)
+        if self.merger is not None:
+            self.merger.record(sum(plan.values()), 0 if prefill else len(plan), seconds)
         self.scheduler.pacer.record(sum(tokens == 1 for tokens in plan.values()), prefill, seconds)
 
     def check(self) -> None:
@@ -276,6 +294,7 @@ class EngineCore:
             adapter_loads=residency.loads,
             adapter_evictions=residency.device.evictions,
             adapter_load_seconds=residency.load_seconds,
+            merge=MergeStats() if self.merger is None else self.merger.stats(),
             healthy=healthy,
         )
 

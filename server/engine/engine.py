@@ -87,6 +87,10 @@ class Engine:
         if not self._draining:
             self._core.residency.warm(digest)
 
+    def forget(self, digest: str) -> None:
+        """An adapter was deleted and no request holds it: give its memory back; returns at once."""
+        self._command(lambda: self._core.forget(digest))
+
     @property
     def draining(self) -> bool:
         return self._draining
@@ -120,7 +124,7 @@ class Engine:
         self._stopping = True
         self._notify()
         await asyncio.to_thread(self._thread.join)
-        self._core.residency.close()
+        self._core.close()
         for stream in self._streams.values():
             stream.put_nowait(EngineError("the server is shutting down"))
 

@@ -54,6 +54,11 @@ class FairQueue:
         if len(self._served) > _REMEMBERED + len(self._live):
             self._served = {turn: self._served[turn] for turn in self._live}
 
+    @property
+    def adapters(self) -> set[str | None]:
+        """Those of all live sequences, waiting or running; None is the base."""
+        return {adapter for _, adapter in self._live}
+
     def charge(self, turn: Turn, tokens: int) -> None:
         self._served[turn] += tokens
 

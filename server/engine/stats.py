@@ -7,6 +7,16 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class MergeStats:
+    """`digest` of the merged copy there is, or None; its bytes; copies built so far, and how long it took."""
+
+    digest: str | None = None
+    nbytes: int = 0
+    builds: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Gauges are of now; everything else counts from the start of the process.
 
@@ -21,6 +31,7 @@ class EngineStats:
             `forward` is over already: `sample` waits for it there.
         adapters_running, adapters_waiting: digests that live sequences name.
         adapters_device, adapters_host: adapters in each tier; on the CPU the two tiers are one.
+        merge: the automatic merge.
         adapter_load_seconds: time spent reading and placing adapters, in the background.
     """
 
@@ -46,4 +57,5 @@ class EngineStats:
     adapter_loads: int
     adapter_evictions: int
     adapter_load_seconds: float
+    merge: MergeStats
     healthy: bool

@@ -48,10 +48,14 @@ def test_the_engines_numbers() -> None:
         "multilora_adapter_loads_total": 6,
         "multilora_adapter_evictions_total": 1,
         "multilora_adapter_load_seconds_total": 0.5,
+        "multilora_merged_bytes": 4000,
+        "multilora_merge_builds_total": 2,
+        "multilora_merge_build_seconds_total": 0.75,
         "multilora_adapter_budget_bytes": 5000,
         "multilora_engine_healthy": 1,
     }
     assert {name: samples[name,] for name in expected} == expected
+    assert samples["multilora_merged_adapter", "abcdefabcdef"] == 1
     parts = {part: samples["multilora_step_part_seconds_total", part] for part in STATS.step_parts}
     assert parts == {"schedule": 0.125, "forward": 1.25, "sample": 0.125, "deliver": 0.25}
     assert samples["multilora_adapters_resident", "device"] == 2

@@ -22,7 +22,7 @@ from adapters.names import check_new_name, parse_ref
 from server.api.context import ServerContext
 from server.api.tokens import byte_level_table
 from server.engine.request import GenerationOutput, GenerationRequest, TokenLogprob
-from server.engine.stats import EngineStats
+from server.engine.stats import EngineStats, MergeStats
 from server.settings import Settings
 
 BASE = BaseSpec(name="tiny", digest="ba5e" * 16, linears={})
@@ -55,6 +55,7 @@ STATS = EngineStats(
     adapter_loads=6,
     adapter_evictions=1,
     adapter_load_seconds=0.5,
+    merge=MergeStats("abcdef" * 10, 4000, 2, 0.75),
     healthy=True,
 )
 
