@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters.base import BaseSpec
@@ -24,7 +22,7 @@ from adapters.digest import content_digest
 from adapters.errors import InvalidAdapter
 from adapters.keys import FactorKeys, pair_factors
 from adapters.limits import AdapterLimits
-from adapters.safetensors_file import TensorInfo, read_header
+from adapters.safetensors_file import TensorInfo, map_file, read_header, tensor_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +72,9 @@ def read_adapter(
         InvalidAdapter: anything in either file that this base cannot serve exactly as it was trained.
         AdapterTooLarge: over one of `limits`.
     """
-    plan = plan_adapter(parse_config(config, limits), read_header(weights, limits), base)
-    deltas = dict(read_deltas(plan, weights, dtype))
+    header = read_header(weights, limits)
+    plan = plan_adapter(parse_config(config, limits), header, base)
+    deltas = dict(read_deltas(plan, weights, header, dtype))
     return AdapterWeights(digest or content_digest(plan.config, weights, limits), deltas)
 
 
@@ -107,20 +106,35 @@ def plan_adapter(config: LoraConfig, header: Mapping[str, TensorInfo], base: Bas
 
 
 def read_deltas(
-    plan: AdapterPlan, weights: Path, dtype: torch.dtype | None = None
+    plan: AdapterPlan, weights: Path, header: Mapping[str, TensorInfo], dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, ModuleDelta]]:
     """Each module's delta, one at a time. Tensors that need no cast stay mapped from the file.
 
     Raises:
         InvalidAdapter: a value is not finite, or does not fit `dtype`.
     """
-    try:
-        tensors = load_file(weights)
-    except SafetensorError as error:
-        raise InvalidAdapter(f"the safetensors library refuses the weights: {error}") from None
+    data = map_file(weights, header)
+    checked = _all_finite(data, header)
     for module, planned in plan.modules.items():
-        a, b = (_finite(key, tensors.pop(key), dtype) for key in (planned.keys.a, planned.keys.b))
+        a, b = (
+            _converted(key, tensor_at(data, header[key]), dtype, checked)
+            for key in (planned.keys.a, planned.keys.b)
+        )
         yield module, ModuleDelta(a, b, planned.scale)
+
+
+def _all_finite(data: Tensor, header: Mapping[str, TensorInfo]) -> bool:
+    """Whether every value of the file is finite, in one pass; False also if that can't be told so.
+
+    The tensors lie end to end, so that those of one type are one tensor.
+    """
+    infos = sorted(header.values(), key=lambda info: info.start)
+    whole = TensorInfo(
+        infos[0].dtype, (sum(math.prod(i.shape) for i in infos),), infos[0].start, infos[-1].end
+    )
+    if any(info.dtype != whole.dtype for info in infos):
+        return False
+    return math.isfinite(tensor_at(data, whole).sum(dtype=torch.float32).item())
 
 
 def _misfit(module: str, keys: FactorKeys, header: Mapping[str, TensorInfo], base: BaseSpec) -> str | None:
@@ -174,10 +188,10 @@ def _check_targets(config: LoraConfig, modules: Mapping[str, FactorKeys], base: 
             )
 
 
-def _finite(key: str, stored: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """`stored` in `dtype`, all of it finite."""
-    tensor = stored.to(dtype or stored.dtype).contiguous()
-    if all_finite(tensor):
+def _converted(key: str, stored: Tensor, dtype: torch.dtype | None, finite: bool) -> Tensor:
+    """`stored` in `dtype`, all of it finite; `finite`: it is known to be so as it is stored."""
+    tensor = stored.to(dtype or stored.dtype)
+    if (finite and tensor is stored) or all_finite(tensor):
         return tensor
     if dtype is not None and all_finite(stored):
         raise InvalidAdapter(f"tensor {key!r} has values too large for {dtype}")

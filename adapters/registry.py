@@ -203,11 +203,10 @@ class Registry:
 
     def _check(self, config: bytes, weights: Path) -> AdapterPlan:
         """Read everything once, one module in memory at a time."""
-        plan = plan_adapter(
-            parse_config(config, self._limits), read_header(weights, self._limits), self._base
-        )
+        header = read_header(weights, self._limits)
+        plan = plan_adapter(parse_config(config, self._limits), header, self._base)
         self._check_memory(plan)
-        for module, delta in read_deltas(plan, weights):
+        for module, delta in read_deltas(plan, weights, header):
             if self._dtype is not None and not delta.fits(self._dtype):
                 raise InvalidAdapter(
                     f"{module} has values too large for {self._dtype}, in which the base is served; "
@@ -225,9 +224,8 @@ class Registry:
             )
 
     def _check_digest(self, digest: str, config: bytes, weights: Path) -> None:
-        """Hash the files the first time that this process reads them, and whenever they were replaced."""
-        status = weights.stat()
-        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        """Hash the files unless this process has done so since they were written."""
+        seen = _status(weights)
         if self._intact.get(digest) != seen:
             if content_digest(parse_config(config, self._limits), weights, self._limits) != digest:
                 raise InvalidAdapter("its files were changed or damaged on disk; publish it again")
@@ -259,6 +257,7 @@ class Registry:
             )
         try:
             self._store.commit(staged, version.digest)
+            self._intact[version.digest] = _status(self._store.folder(version.digest) / WEIGHTS_FILE)
             if not is_new:
                 return newest[0], False
             self._catalog.add(version)
@@ -288,3 +287,9 @@ class Registry:
                 self._intact.pop(digest, None)
                 self._store.remove(digest)
                 self.on_unused(digest)
+
+
+def _status(path: Path) -> tuple[int, int, int]:
+    """Changes whenever the file is written or replaced."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from adapters.base import BaseSpec
 from adapters.errors import AdapterTooLarge, InvalidAdapter
 from adapters.limits import AdapterLimits
 from adapters.reader import read_adapter
-from adapters.safetensors_file import read_header
+from adapters.safetensors_file import map_file, read_header, tensor_at
 from tests.adapters.conftest import LIMITS, AdapterFiles
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -146,3 +147,28 @@ def test_mutations_never_escape(data: st.DataObject, files: AdapterFiles, base: 
         message = str(error)
     assert "\n" not in message
     assert len(message) < 2000
+
+
+@pytest.mark.parametrize("pad", range(9))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_mapped_tensors_are_those_that_were_saved(tmp_path: Path, dtype: torch.dtype, pad: int) -> None:
+    """Wherever the data begins: a header may have any length."""
+    tensors = {name: torch.randn(3, 5).to(dtype) for name in "ab"} | {"half": torch.randn(7).bfloat16()}
+    path = tmp_path / "file.safetensors"
+    save_file(tensors, path)
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    path.write_bytes(struct.pack("<Q", end - 8 + pad) + content[8:end] + b" " * pad + content[end:])
+    header = read_header(path, AdapterLimits())
+    data = map_file(path, header)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor_at(data, header[name]), tensor)
+
+
+def test_a_file_cut_after_its_header_was_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    save_file({"a": torch.zeros(4096)}, path)
+    header = read_header(path, AdapterLimits())
+    os.truncate(path, 5000)
+    with pytest.raises(InvalidAdapter, match="changed while they were read"):
+        map_file(path, header)
