@@ -6,7 +6,7 @@ Their `A` matrices are stored side by side, so that one product serves all of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -29,6 +29,10 @@ class Placed:
 
     def to(self, device: torch.device) -> Self:
         """The same adapter on `device`."""
+        raise NotImplementedError
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that `to` copies."""
         raise NotImplementedError
 
 
@@ -75,6 +79,11 @@ class PlacedAdapter(Placed):
             for index, group in self.groups.items()
         }
         return replace(self, groups=groups)
+
+    def tensors(self) -> Iterator[Tensor]:
+        for group in self.groups.values():
+            yield group.at
+            yield from (part.bt for part in group.parts if part)
 
 
 def place(weights: AdapterWeights, groups: Groups, dtype: torch.dtype, *, pin: bool = False) -> PlacedAdapter:

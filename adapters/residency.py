@@ -11,16 +11,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import torch
 
+from adapters.cuda.upload import Upload, Uploader, choose_uploader
 from adapters.delta import AdapterWeights
 from adapters.errors import AdapterError, AdapterTooLarge
 from adapters.placed import Placed
 
 
 class Tier:
-    """An LRU of adapters under a byte budget; leased ones stay."""
+    """An LRU of adapters under a byte budget; leased ones stay, and those that somebody waits to arrive."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -28,6 +30,7 @@ class Tier:
         self.evictions = 0
         self.items: OrderedDict[str, Placed] = OrderedDict()
         self.leases: dict[str, int] = {}
+        self.arriving: set[str] = set()
 
     def get(self, digest: str) -> Placed | None:
         adapter = self.items.get(digest)
@@ -42,7 +45,7 @@ class Tier:
         for digest, adapter in self.items.items():
             if free >= nbytes:
                 break
-            if not self.leases.get(digest):
+            if not self.leases.get(digest) and digest not in self.arriving:
                 victims.append(digest)
                 free += adapter.nbytes
         if free < nbytes:
@@ -64,6 +67,7 @@ class Tier:
 
     def remove(self, digest: str) -> None:
         self.bytes -= self.items.pop(digest).nbytes
+        self.arriving.discard(digest)
 
     def lease(self, digest: str) -> None:
         self.leases[digest] = self.leases.get(digest, 0) + 1
@@ -83,7 +87,8 @@ class Residency:
         device: where the model runs.
         device_budget: bytes for adapters on the device; on the CPU, for adapters in memory at all.
         host_budget: bytes for adapters on the host when the device is a GPU.
-        on_ready: called, from the background thread, when a load has ended well or badly.
+        on_ready: called, from a background thread, when a load or a copy has ended well or badly.
+        uploader: copies to the device; by default what suits it.
     """
 
     def __init__(
@@ -94,10 +99,11 @@ class Residency:
         device_budget: int,
         host_budget: int,
         on_ready: Callable[[], None] = lambda: None,
+        uploader: Uploader | None = None,
     ) -> None:
         self._load = load
         self._place = place
-        self._device = device
+        self._uploader = uploader or choose_uploader(device)
         self.device = Tier(device_budget)
         self.host = self.device if device.type == "cpu" else Tier(host_budget)
         self.on_ready = on_ready
@@ -106,7 +112,9 @@ class Residency:
         self._failed: dict[str, AdapterError] = {}
         self._waiting: dict[str, Placed] = {}
         self._forgotten: set[str] = set()
+        self._uploads: dict[str, Upload] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
+        self._watch = ThreadPoolExecutor(1, thread_name_prefix="adapter-upload")
         self.loads = 0
         self.load_seconds = 0.0
 
@@ -134,10 +142,10 @@ class Residency:
                 self._forgotten.add(digest)
 
     def acquire(self, digest: str) -> Placed | None:
-        """Lease an adapter on the device, or None while it is loading or leased ones leave no room.
+        """Lease an adapter on the device, or None while it is on its way or leased ones leave no room.
 
         Raises:
-            AdapterError: it can't be loaded; the reason names it. The next `acquire` tries again.
+            AdapterError: it can't be loaded or copied; the reason names it. The next `acquire` tries again.
         """
         with self._lock:
             if digest in self._failed:
@@ -145,8 +153,8 @@ class Residency:
             adapter = self.device.get(digest)
             if adapter is None:
                 adapter = self._to_device(digest)
-                if adapter is None:
-                    return None
+            if adapter is None or not self._arrived(digest):
+                return None
             self.device.lease(digest)
             return adapter
 
@@ -158,9 +166,42 @@ class Residency:
         if not self.device.make_room(staged.nbytes):
             return None
         self._waiting.pop(digest, None)
-        adapter = staged if self.host is self.device else staged.to(self._device)
+        adapter = staged if self.host is self.device else self._upload(staged)
         self.device.put(adapter)
         return adapter
+
+    def _upload(self, staged: Placed) -> Placed:
+        """It counts as on the device from now on, and stays for the `acquire` that finds it there."""
+        self._uploads.pop(staged.digest, None)
+        try:
+            upload = self._uploader.start(staged)
+            if not upload.done():
+                self._uploads[staged.digest] = upload
+                self.device.arriving.add(staged.digest)
+                self._watch.submit(self._announce, upload)
+        except RuntimeError as error:
+            raise _not_copied(staged.digest, error) from error
+        return upload.adapter
+
+    def _announce(self, upload: Upload) -> None:
+        with suppress(RuntimeError):  # the next `acquire` tells
+            upload.wait()
+        self.on_ready()
+
+    def _arrived(self, digest: str) -> bool:
+        upload = self._uploads.get(digest)
+        if upload is None:
+            return True
+        try:
+            done = upload.done()
+        except RuntimeError as error:
+            del self._uploads[digest]
+            self.device.remove(digest)
+            raise _not_copied(digest, error) from error
+        if done:
+            del self._uploads[digest]
+            self.device.arriving.discard(digest)
+        return done
 
     def release(self, digest: str) -> None:
         """Give one lease back; the adapter stays until its room is needed."""
@@ -171,9 +212,13 @@ class Residency:
                     del self._waiting[waiting.digest]
 
     def forget(self, digest: str) -> None:
-        """Nobody wants an adapter any more: if it waits for room, it must not keep others from being read."""
+        """Nobody wants an adapter any more: if it waits for room, it must not keep others from being read.
+
+        If it is being copied, it may make room for others.
+        """
         with self._lock:
             self._waiting.pop(digest, None)
+            self.device.arriving.discard(digest)
             if digest in self._loading:
                 self._forgotten.add(digest)
 
@@ -198,11 +243,13 @@ class Residency:
                 if digest in tier.items:
                     tier.remove(digest)
             self._waiting.pop(digest, None)
+            self._uploads.pop(digest, None)
             return True
 
     def close(self) -> None:
-        """Stop the background thread; a load in progress ends first."""
+        """Stop the background threads; a load or copy in progress ends first."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._watch.shutdown(wait=True, cancel_futures=True)
 
     def _bring(self, digest: str) -> None:
         started = time.perf_counter()
@@ -232,3 +279,7 @@ class Residency:
                     self._waiting = {digest: placed}
             self._forgotten.discard(digest)
         self.on_ready()
+
+
+def _not_copied(digest: str, error: RuntimeError) -> AdapterError:
+    return AdapterError(f"adapter {digest[:12]} could not be copied to the device: {error}")

@@ -6,6 +6,7 @@ adapters; layers that receive the very same tensor form a group, whose `A` produ
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from adapters.base import BaseSpec, LinearSpec
-from adapters.batched import AdapterBatch, BatchedLinear
+from adapters.batched import AdapterBatch, BatchedLinear, BatchSizes
+from adapters.cuda.available import has_kernels
 from adapters.linear import make_linear
 from adapters.native.batch import NativeBatch
 from adapters.native.gemm import library
@@ -23,6 +25,11 @@ from adapters.placed import Groups
 from adapters.plain import PlainBatch
 
 PROBE_TOKENS = 24
+
+MakeBatch = Callable[
+    [Groups, Mapping[str, LinearSpec], torch.dtype, torch.device, BatchSizes], AdapterBatch[Any, Any]
+]
+"""What makes a batch for groups of linear layers, told their shapes and the type that is computed in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +64,26 @@ class Survey:
 
     def describe(self, model: PreTrainedModel, *, name: str, digest: str, source: str = "") -> BaseSpec:
         """What adapters of this base are checked against. See `BaseSpec` for the arguments."""
-        linears = {
-            linear.name: LinearSpec(linear.name, linear.weight.shape[1], linear.weight.shape[0])
-            for linear in self.seen
-        }
+        linears = self._linears()
         others = frozenset(path for path, _ in model.named_modules() if path and path not in linears)
         tied = bool(model.config.get_text_config().tie_word_embeddings)
         return BaseSpec(name, digest, linears, others, source, tied)
 
-    def attach(self, model: PreTrainedModel) -> tuple[AdapterBatch[Any, Any], dict[str, BatchedLinear]]:
+    def _linears(self) -> dict[str, LinearSpec]:
+        return {
+            linear.name: LinearSpec(linear.name, linear.weight.shape[1], linear.weight.shape[0])
+            for linear in self.seen
+        }
+
+    def attach(
+        self, model: PreTrainedModel, make_batch: MakeBatch, sizes: BatchSizes
+    ) -> tuple[AdapterBatch[Any, Any], dict[str, BatchedLinear]]:
         """Put batched layers where the linear ones were. The model keeps its weights, maybe packed."""
         members: dict[int, list[SeenLinear]] = {}
         for linear in self.seen:
             members.setdefault(linear.source, []).append(linear)
         names = [tuple(linear.name for linear in group) for group in members.values()]
-        batch = choose_batch(names, model.dtype, model.device)
+        batch = make_batch(names, self._linears(), model.dtype, model.device, sizes)
         head = model.get_output_embeddings()
         layers: dict[str, BatchedLinear] = {}
         for index, group in enumerate(members.values()):
@@ -83,8 +95,18 @@ class Survey:
         return batch, layers
 
 
-def choose_batch(groups: Groups, dtype: torch.dtype, device: torch.device) -> AdapterBatch[Any, Any]:
+def choose_batch(
+    groups: Groups,
+    linears: Mapping[str, LinearSpec],
+    dtype: torch.dtype,
+    device: torch.device,
+    sizes: BatchSizes,
+) -> AdapterBatch[Any, Any]:
     """The fastest way to apply adapters for this type, on this device."""
+    if has_kernels(device):
+        from adapters.cuda.batch import CudaBatch
+
+        return CudaBatch(groups, linears, dtype, device, sizes)
     native = library() if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) else None
     if native is not None:
         return NativeBatch(groups, native)

@@ -43,6 +43,7 @@ class KernelStand:
             place(random_adapter(groups, rank, number), names, dtype).to(device) for number in range(adapters)
         ]
         assigned = [self.table.assign(adapter) for adapter in placed]
+        self.adapters = placed  # a slot does not keep its adapter alive
         order = [row * adapters // rows for row in range(rows)]
         self.slots = torch.tensor([assigned[adapter] for adapter in order], dtype=torch.int32, device=device)
         self.order = torch.tensor(order, device=device)

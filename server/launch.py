@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import uvicorn
 
+from adapters.batched import BatchSizes
 from adapters.errors import AdapterError
 from adapters.limits import AdapterLimits
 from adapters.merge import build_merged
@@ -81,7 +82,9 @@ def _load(settings: Settings) -> Loaded:
     ends = loading.end_tokens(stock, tokenizer)
     source = settings.model or BASE_NAME
     name = settings.served_model_name or (source.rstrip("/").split("/")[-1] if settings.model else "base")
-    model = ServedModel(stock, name=name, digest=loading.base_digest(folder), source=source)
+    sizes = BatchSizes(settings.max_running, settings.max_adapter_rank)
+    digest = loading.base_digest(folder)
+    model = ServedModel(stock, name=name, digest=digest, source=source, sizes=sizes)
     registry = Registry(settings.data_dir, model.spec, _limits(settings), model.dtype)
     published = [_publish(registry, entry) for entry in settings.adapter]
     core = EngineCore(

@@ -60,8 +60,13 @@ class Batch:
         *,
         block_size: int = 4,
         dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
     ) -> None:
-        """`parts`: for each sequence its length and how many of its last tokens are computed now."""
+        """`parts`: for each sequence its length and how many of its last tokens are computed now.
+
+        `device`: where the cache is, and where attention is computed.
+        """
+        self.device = device
         self.shape, self.parts, self.block_size = shape, list(parts), block_size
         generator = torch.Generator().manual_seed(seed)
 
@@ -70,7 +75,7 @@ class Batch:
 
         needed = [-(-length // block_size) for length, _ in parts]
         free = list(range(1, sum(needed) + 3))  # block 0 is a stranger's, as are some more
-        self.cache = KVCache((len(free) + 1) * block_size, dtype, CPU)
+        self.cache = KVCache((len(free) + 1) * block_size, dtype, device)
         random.Random(seed).shuffle(free)
         self.blocks = [[free.pop() for _ in range(count)] for count in needed]
         self.q = [rand(new, shape.heads, shape.head_dim) for _, new in parts]
@@ -92,7 +97,8 @@ class Batch:
         values.fill_(stale)
         for index, (length, new) in enumerate(self.parts):
             old = self.slots(index)[: length - new]
-            keys[old], values[old] = self.k[index][: len(old)], self.v[index][: len(old)]
+            keys[old] = self.k[index][: len(old)].to(self.device)
+            values[old] = self.v[index][: len(old)].to(self.device)
 
     def layout(self) -> StepLayout:
         lengths, counts = zip(*self.parts, strict=True)
@@ -106,18 +112,18 @@ class Batch:
         with attention_plan(plan_type(self.cache, self.layout())):
             out, weights = paged_attention(
                 Layer(),
-                _heads_first(torch.cat(self.q)),
-                _heads_first(key),
-                _heads_first(value),
+                _heads_first(torch.cat(self.q).to(self.device)),
+                _heads_first(key.to(self.device)),
+                _heads_first(value.to(self.device)),
                 None,
                 scaling=self.shape.scale,
                 sliding_window=self.shape.window,
                 softcap=self.shape.softcap,
-                s_aux=self.sinks,
+                s_aux=None if self.sinks is None else self.sinks.to(self.device),
             )
         assert weights is None
         assert out.shape == (1, sum(counts), self.shape.heads, self.shape.value_dim)
-        return list(torch.split(out[0], counts))
+        return list(torch.split(out[0].cpu(), counts))
 
     def dense(self) -> list[Tensor]:
         rows = zip(self.q, self.k, self.v, strict=True)
@@ -126,7 +132,12 @@ class Batch:
     def alone(self, sequence: int) -> Batch:
         """The same sequence in a step and a cache of its own, in other blocks."""
         other = Batch(
-            self.shape, [self.parts[sequence]], 99, block_size=self.block_size, dtype=self.q[0].dtype
+            self.shape,
+            [self.parts[sequence]],
+            99,
+            block_size=self.block_size,
+            dtype=self.q[0].dtype,
+            device=self.device,
         )
         other.q, other.k, other.v = [self.q[sequence]], [self.k[sequence]], [self.v[sequence]]
         other.sinks = self.sinks

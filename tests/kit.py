@@ -31,7 +31,6 @@ from server.engine.request import (
 )
 from tests.tiny import VOCAB, greedy, make_adapter, make_model, peft_model
 
-CPU = torch.device("cpu")
 LIMITS = AdapterLimits()
 AMPLE = 1 << 30
 
@@ -192,10 +191,11 @@ def engine_core(
     **sizes: Any,
 ) -> Iterator[EngineCore]:
     """A core over `family`. `load`: instead of reading the family's adapters; `prefill`: tokens in a step."""
-    residency = Residency(load or family.weights, family.place, CPU, budget, budget)
+    model = model or family.model
+    residency = Residency(load or family.weights, model.batch.place, model.device, budget, budget)
     defaults = {"max_model_len": 128, "kv_blocks": 128, "block_size": 8}
     config = EngineConfig(**{**defaults, **sizes})
-    core = EngineCore(model or family.model, Letters(), residency, config, end_tokens)
+    core = EngineCore(model, Letters(), residency, config, end_tokens)
     if prefill is not None:
         core.scheduler.pacer = FixedPacer(prefill)  # type: ignore[assignment]
     try:

@@ -1,4 +1,5 @@
-"""Adapters on a GPU: which of them lie in which slot, and the kernels that multiply each row by its own.
+"""Adapters on a GPU: how they get there, which of them lie in which slot, and the kernels that multiply each
+row by its own.
 
-Nothing here is imported unless the model runs on a GPU: the kernels need Triton.
+The kernels need Triton: what uses them is imported only where `available.py` says so.
 """

@@ -1,6 +1,8 @@
 """Which adapters lie in which slot of a GPU, as the addresses that the kernels read.
 
 Nothing is copied or padded: an adapter's matrices stay where they were placed, a slot holds their addresses.
+It does not keep them alive: where adapters live is for `residency.py` to say, and an adapter that is gone
+leaves its slot free.
 
     entries[slot]:  group 0: (A, ranks) | module 0: (B, first rank, rank, scale, bias) | module 1 | ...
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -113,8 +116,8 @@ class AdapterTable:
             _group_table(shape, self._entries[:, start : start + length], max_rank, dtype)
             for shape, start, length in zip(groups, self._starts, lengths, strict=False)
         ]
-        self._held: list[tuple[PlacedAdapter, Terms] | None] = [None] * slots
-        self._slots: dict[PlacedAdapter, int] = {}
+        self._terms: list[Terms] = [{}] * slots
+        self._slots: WeakKeyDictionary[PlacedAdapter, int] = WeakKeyDictionary()
 
     def slot(self, adapter: PlacedAdapter) -> int | None:
         """Where `adapter`, this very placement of it, has been assigned."""
@@ -125,8 +128,16 @@ class AdapterTable:
         """The adapters that are in slots, in the order in which they were assigned."""
         return list(self._slots)
 
+    @property
+    def full(self) -> bool:
+        """Whether `assign` would find no slot."""
+        return len(self._slots) == len(self._terms)
+
     def assign(self, adapter: PlacedAdapter, terms: Terms | None = None) -> int:
-        """Put `adapter` into a free slot and keep it, and `terms`, alive there. The slot, -1 never.
+        """Put `adapter` into a free slot, which keeps `terms` alive. The slot, -1 never.
+
+        Whoever launches kernels with it holds the adapter until then; its memory is free for what is launched
+        later on the same stream.
 
         Raises:
             ValueError: it is assigned already, no slot is free, or a tensor has not the shape, type, device
@@ -134,27 +145,29 @@ class AdapterTable:
         """
         if adapter in self._slots:
             raise ValueError(f"adapter {adapter.digest[:12]} has slot {self._slots[adapter]} already")
-        if None not in self._held:
-            raise ValueError(f"all {len(self._held)} adapter slots are taken")
+        if self.full:
+            raise ValueError(f"all {len(self._terms)} adapter slots are taken")
         words = self._words(adapter, terms or {})
-        slot = self._held.index(None)
+        taken = {*self._slots.values()}
+        slot = next(slot for slot in range(len(self._terms)) if slot not in taken)
         # Pinned memory that PyTorch does not hand out again before the copy has been made.
         host = torch.tensor(words, dtype=torch.int64, pin_memory=self.device.type == "cuda")
         self._entries[slot].copy_(host.view(-1, ENTRY), non_blocking=True)
-        self._held[slot] = (adapter, terms or {})
+        self._terms[slot] = terms or {}
         self._slots[adapter] = slot
         return slot
 
-    def free(self, slot: int) -> None:
-        """Empty a slot; rows that still name it would be left as they are.
+    def free(self, adapter: PlacedAdapter) -> None:
+        """Empty an adapter's slot; rows that still name it would be left as they are.
 
-        The adapter's memory is free for what is launched later on the same stream.
+        Raises:
+            ValueError: it has none.
         """
-        held = self._held[slot]
-        if held is None:
-            raise ValueError(f"adapter slot {slot} is free already")
-        del self._slots[held[0]]
-        self._held[slot] = None
+        slot = self._slots.get(adapter)
+        if slot is None:
+            raise ValueError(f"adapter {adapter.digest[:12]} has no slot")
+        del self._slots[adapter]
+        self._terms[slot] = {}
         self._entries[slot].zero_()
 
     def _words(self, adapter: PlacedAdapter, terms: Terms) -> list[int]:

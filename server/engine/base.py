@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adapters.survey import PROBE_TOKENS, survey
+from adapters.batched import BatchSizes
+from adapters.survey import PROBE_TOKENS, MakeBatch, choose_batch, survey
 from server.engine import attention
 from server.engine.attention import AttentionPlan, KVCache, StepLayout, attention_plan
 from server.engine.loading import UnsupportedModel, refuse_unsupported
@@ -38,8 +39,24 @@ class ServedModel:
         kv_bytes: bytes that the KV of one token takes.
     """
 
-    def __init__(self, model: PreTrainedModel, *, name: str, digest: str, source: str = "") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str,
+        digest: str,
+        source: str = "",
+        sizes: BatchSizes | None = None,
+        make_batch: MakeBatch = choose_batch,
+        plan: type[AttentionPlan] | None = None,
+    ) -> None:
         """Takes the model over: its linear layers are replaced.
+
+        Args:
+            name, digest, source: see `BaseSpec`.
+            sizes: of the steps' adapters.
+            make_batch, plan: how adapters are applied and what attention is computed by; by default the
+                fastest that works here.
 
         Raises:
             UnsupportedModel: it would answer wrongly.
@@ -51,11 +68,11 @@ class ServedModel:
         seen = survey(model)
         self.vocab_size = seen.logits.shape[-1]
         self.spec = seen.describe(model, name=name, digest=digest, source=source)
-        self.batch, self.linears = seen.attach(model)
+        self.batch, self.linears = seen.attach(model, make_batch, sizes or BatchSizes())
         use_native_norms(model)
         attention.register()
         model.set_attn_implementation(attention.NAME)
-        self.plan_type = plan_type(self.device, self.dtype)
+        self.plan_type = plan or plan_type(self.device, self.dtype)
         self.kv_bytes = self._prove(seen.probe, seen.logits)
 
     def forward(self, tokens: Tensor, positions: Tensor, plan: AttentionPlan, logits_of: Tensor) -> Tensor:

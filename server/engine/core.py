@@ -9,11 +9,12 @@ from torch import Tensor
 
 from adapters.errors import AdapterError
 from adapters.residency import Residency
-from server.engine import sampler
 from server.engine.base import ServedModel
+from server.engine.decode import choose_decode
 from server.engine.detokenize import Decoder, TextStream
 from server.engine.kv import BlockPool
 from server.engine.merging import Merger
+from server.engine.plans import Sampler, choose_sampler
 from server.engine.request import (
     EngineError,
     FinishReason,
@@ -23,6 +24,7 @@ from server.engine.request import (
     TokenLogprob,
 )
 from server.engine.runner import Runner, Scored
+from server.engine.sampler import stop_ids
 from server.engine.scheduler import Plan, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.stats import EngineStats, MergeStats
@@ -77,6 +79,14 @@ class EngineCore:
             prefix_cache=config.prefix_cache,
         )
         self.runner = Runner(model, config.kv_blocks, config.block_size)
+        self.runner.decode = choose_decode(
+            model,
+            self.runner.cache,
+            block_size=config.block_size,
+            max_rows=config.max_running,
+            max_length=config.max_model_len,
+        )
+        self.sampler = choose_sampler(model.device)
         self.merger: Merger | None = None
         self._decoder = decoder
         self._end_tokens = end_tokens
@@ -191,8 +201,8 @@ class EngineCore:
         if sampling:
             last = _select(logits, [rows.stop - 1 for rows in sampling])
             sequences = [rows.sequence for rows in sampling]
-            chosen = sampler.sample(last, sequences, self._end_tokens)
-            scores = _scores(last, sequences, chosen)
+            chosen = self.sampler.sample(last, sequences, self._end_tokens)
+            scores = _scores(self.sampler, last, sequences, chosen)
             for row, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):
                 results.append((sequence.request.request_id, self._append(sequence, token, scores.get(row))))
         return results
@@ -209,7 +219,7 @@ class EngineCore:
         count = min(rows.stop - first, sequence.prompt_length - known)
         if count > 0:
             targets = sequence.tokens[known : known + count]
-            sequence.prompt_logprobs += sampler.logprobs(logits[first : first + count], targets, top)
+            sequence.prompt_logprobs += self.sampler.logprobs(logits[first : first + count], targets, top)
 
     def _append(self, sequence: Sequence, token: int, scores: list[TokenLogprob] | None) -> GenerationOutput:
         p = sequence.request.sampling
@@ -241,7 +251,7 @@ class EngineCore:
         """New text, and whether and why the sequence ends with `token`."""
         p = sequence.request.sampling
         early = sequence.generated <= p.min_tokens
-        if not early and token in sampler.stop_ids(p, self._end_tokens):
+        if not early and token in stop_ids(p, self._end_tokens):
             text, stop = sequence.text.finish()
             return text, "stop", token if stop is None else stop
         text, stop = sequence.text.push(token, stops=not early)
@@ -304,7 +314,9 @@ def _select(logits: Tensor, rows: list[int]) -> Tensor:
     return logits if rows == [*range(logits.shape[0])] else logits[rows]
 
 
-def _scores(logits: Tensor, sequences: list[Sequence], chosen: list[int]) -> dict[int, list[TokenLogprob]]:
+def _scores(
+    sampler: Sampler, logits: Tensor, sequences: list[Sequence], chosen: list[int]
+) -> dict[int, list[TokenLogprob]]:
     """Scores of the chosen tokens by row, for those who asked."""
     tops = {row: top for row, s in enumerate(sequences) if (top := s.request.sampling.logprobs) is not None}
     if not tops:

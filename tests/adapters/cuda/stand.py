@@ -43,13 +43,16 @@ class Stand:
         self.dtype = dtype
         self.device = device
         self.table = AdapterTable(SHAPES, slots, MAX_RANK, dtype, device)
+        self.adapters: dict[int, PlacedAdapter] = {}
         self.weights: dict[int, AdapterWeights] = {}
         self.terms: dict[int, Terms] = {}
         for number, ranks in enumerate(RANKS):
             self.add(weights(f"adapter {number}", ranks))
 
     def add(self, own: AdapterWeights, terms: Terms | None = None) -> int:
-        slot = self.table.assign(self.placed(own), terms)
+        adapter = self.placed(own)
+        slot = self.table.assign(adapter, terms)
+        self.adapters[slot] = adapter
         self.weights[slot] = own
         self.terms[slot] = terms or {}
         return slot

@@ -170,7 +170,7 @@ def test_scales_and_biases(form: Form) -> None:
 def test_slots_change_hands_under_the_same_launch(form: Form) -> None:
     stand, tile = form
     _check(stand, 0, [1, 2], tile)
-    stand.table.free(1)
+    stand.table.free(stand.adapters[1])
     x, y = stand.random(2, 300), stand.random(2, 336, seed=1)
     freed = stand.apply(x, y, 0, stand.rows([1, 1], tile))
     assert torch.equal(freed, y)

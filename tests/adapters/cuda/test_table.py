@@ -1,4 +1,4 @@
-"""A slot holds the addresses of its adapter and of no other, and keeps it alive."""
+"""A slot holds the addresses of its adapter and of no other, for as long as that lives."""
 
 from __future__ import annotations
 
@@ -43,17 +43,19 @@ def test_a_slot_holds_addresses_and_ranks(table: AdapterTable) -> None:
 
 def test_terms_are_held_beside_the_delta_or_alone(table: AdapterTable) -> None:
     scale, bias = torch.ones(272), torch.zeros(48)
-    slot = table.assign(_placed(1), {(0, 0): OutputTerms(scale=scale), (1, 0): OutputTerms(bias=bias)})
+    adapter = _placed(1)
+    slot = table.assign(adapter, {(0, 0): OutputTerms(scale=scale), (1, 0): OutputTerms(bias=bias)})
     assert table.groups[0].entries[slot, 1, 3:5].tolist() == [scale.data_ptr(), 0]
     assert table.groups[1].entries[slot, 1].tolist() == [0, 0, 0, 0, bias.data_ptr(), 0, 0, 0]
 
 
 def test_only_the_slots_own_entries_change_and_none_moves(table: AdapterTable) -> None:
-    first = table.assign(_placed(0))
+    adapter, other = _placed(0), _placed(2)
+    first = table.assign(adapter)
     before = [group.entries[first].clone() for group in table.groups]
     addresses = [group.entries.data_ptr() for group in table.groups]
-    second = table.assign(_placed(2))
-    table.free(second)
+    second = table.assign(other)
+    table.free(other)
     assert [group.entries.data_ptr() for group in table.groups] == addresses
     for group, entries in zip(table.groups, before, strict=True):
         assert torch.equal(group.entries[first], entries)
@@ -69,24 +71,35 @@ def test_slots_are_found_filled_and_freed(table: AdapterTable) -> None:
         table.assign(adapters[1])
     with pytest.raises(ValueError, match="all 2 adapter slots are taken"):
         table.assign(adapters[2])
-    table.free(0)
-    with pytest.raises(ValueError, match="free already"):
-        table.free(0)
+    assert table.full
+    table.free(adapters[0])
+    with pytest.raises(ValueError, match="has no slot"):
+        table.free(adapters[0])
     assert table.slot(adapters[0]) is None
     assert table.assign(adapters[2]) == 0
 
 
-def test_an_adapter_lives_as_long_as_its_slot(table: AdapterTable) -> None:
-    adapter = _placed(0)
-    term = torch.ones(272)
-    memory = [weakref.ref(adapter.groups[0].at), weakref.ref(term)]
-    slot = table.assign(adapter, {(0, 0): OutputTerms(scale=term)})
-    del adapter, term
+def test_a_slot_is_free_when_its_adapter_is_gone(table: AdapterTable) -> None:
+    stays, goes = _placed(0), _placed(1)
+    assert [table.assign(goes), table.assign(stays)] == [0, 1]
+    memory = weakref.ref(goes.groups[0].at)
+    del goes
     gc.collect()
-    assert all(ref() is not None for ref in memory)
-    table.free(slot)
+    assert memory() is None
+    assert table.assigned == [stays]
+    assert table.assign(_placed(2)) == 0
+
+
+def test_terms_live_as_long_as_their_slot(table: AdapterTable) -> None:
+    adapter, term = _placed(0), torch.ones(272)
+    memory = weakref.ref(term)
+    table.assign(adapter, {(0, 0): OutputTerms(scale=term)})
+    del term
     gc.collect()
-    assert all(ref() is None for ref in memory)
+    assert memory() is not None
+    table.free(adapter)
+    gc.collect()
+    assert memory() is None
 
 
 def test_what_the_kernels_would_misread_is_refused(table: AdapterTable) -> None:

@@ -1,0 +1,143 @@
+"""The engine on the GPU's kernels, its decode steps padded and on fixed tensors: PEFT's tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adapters.batched import BatchSizes
+from adapters.cuda import batch as lora
+from adapters.cuda.batch import CudaBatch
+from server.engine.attention import StepLayout
+from server.engine.base import ServedModel
+from server.engine.core import EngineCore
+from server.engine.cuda import sampling
+from server.engine.cuda.graphs import DecodeInputs, GraphedDecode, StaticDecode, padded
+from server.engine.cuda.plan import PagedPlan
+from tests.gpu import INTERPRETED
+from tests.kit import Families, Family, ask, engine_core, preload, prompts, run_all
+
+PROMPTS = prompts(4, 9, 6, 3, 5)
+SIZES: dict[str, Any] = {
+    "max_model_len": 40,
+    "kv_blocks": 40,
+    "block_size": 4,
+    "max_running": 5,
+    "prefill": 30,
+}
+
+
+@pytest.fixture(scope="module")
+def llama(families: Families) -> Family:
+    return families("llama")
+
+
+@pytest.fixture(scope="module")
+def model(llama: Family, gpu: torch.device) -> ServedModel:
+    stock = copy.deepcopy(llama.stock).to(gpu)
+    sizes = BatchSizes(adapters=3, rank=8)
+    return ServedModel(stock, name="base", digest="d", sizes=sizes, make_batch=CudaBatch, plan=PagedPlan)
+
+
+class Noted(StaticDecode):
+    """Notes the size of each step and whether it had adapters."""
+
+    def __init__(self, *args: Any, **sizes: Any) -> None:
+        super().__init__(*args, **sizes)
+        self.steps: list[tuple[int, bool]] = []
+
+    def _forward(self, size: int, adapters: bool) -> Tensor:
+        self.steps.append((size, adapters))
+        return super()._forward(size, adapters)
+
+
+def _use(core: EngineCore, kind: type[StaticDecode], *, max_rows: int = 5) -> StaticDecode:
+    core.sampler = sampling
+    path = kind(core.model, core.runner.cache, block_size=4, max_rows=max_rows, max_length=40)
+    core.runner.decode = path
+    return path
+
+
+def _check(core: EngineCore, llama: Family, asked: Sequence[tuple[str | None, int]]) -> None:
+    """Each asks for some tokens of an adapter or the base, and gets those of PEFT or transformers."""
+    preload(core, *(adapter for adapter, _ in asked if adapter))
+    requests = [
+        ask(str(i), PROMPTS[i], adapter, max_tokens=tokens) for i, (adapter, tokens) in enumerate(asked)
+    ]
+    answers = run_all(core, requests)
+    for i, (adapter, tokens) in enumerate(asked):
+        assert answers[str(i)].tokens == llama.expected(adapter, PROMPTS[i], tokens), (i, adapter)
+
+
+def test_mixed_adapters_answer_as_peft_does(llama: Family, model: ServedModel) -> None:
+    with engine_core(llama, model=model, **SIZES) as core:
+        path = _use(core, Noted)
+        _check(core, llama, [(None, 2), ("all", 4), ("mlp", 3)])
+        assert isinstance(path, Noted)
+        # Three rows, then fewer as answers end; the prompts' step went the other way.
+        assert path.steps == [(4, True), (2, True), (1, True)]
+
+
+def test_steps_launched_one_by_one_answer_the_same(llama: Family, model: ServedModel) -> None:
+    with engine_core(llama, model=model, **{**SIZES, "prefill": 8}) as core:  # rows beside chunks
+        core.runner.decode = None
+        _check(core, llama, [("patterns", 3), (None, 2)])
+
+
+def test_steps_of_the_bare_base_launch_nothing_for_adapters(
+    llama: Family, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("shrink", "expand"):
+        monkeypatch.setattr(lora, name, None)
+    with engine_core(llama, model=model, **SIZES) as core:
+        path = _use(core, Noted)
+        _check(core, llama, [(None, 2)] * 5)
+        assert isinstance(path, Noted)
+        assert path.steps == [(8, False)]
+
+
+def test_more_rows_than_were_foreseen_go_the_other_way(llama: Family, model: ServedModel) -> None:
+    with engine_core(llama, model=model, **SIZES) as core:
+        path = _use(core, Noted, max_rows=1)
+        _check(core, llama, [(None, 2), (None, 3)])
+        assert isinstance(path, Noted)
+        assert path.steps == [(1, False)]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="graphs need a GPU")
+def test_graphs_answer_as_peft_does(llama: Family, model: ServedModel) -> None:
+    with engine_core(llama, model=model, **SIZES) as core:
+        _use(core, GraphedDecode)
+        _check(core, llama, [(None, 5), ("all", 7), ("mlp", 4)])
+        _check(core, llama, [(None, 3)] * 5)
+        _check(core, llama, [("patterns", 6)])
+
+
+def test_only_the_kernels_read_slots_when_they_run(llama: Family) -> None:
+    with engine_core(llama) as core, pytest.raises(TypeError, match="slots that change"):
+        _use(core, StaticDecode)
+
+
+def test_sizes_are_few() -> None:
+    assert [padded(rows) for rows in (1, 2, 3, 4, 5, 8, 9, 16, 17, 64)] == [1, 2, 4, 4, 8, 8, 16, 16, 24, 64]
+
+
+def test_inputs_are_padded_in_place(gpu: torch.device) -> None:
+    inputs = DecodeInputs(8, 4, gpu)
+    addresses = [t.data_ptr() for t in (inputs.longs, inputs.ints, inputs.tables)]
+    full = StepLayout.of(4, [[5, 6, 7]] * 4, [9] * 4, [1] * 4)
+    inputs.fill(4, [11] * 4, full, [2] * 4)
+    inputs.fill(4, [12, 13, 14], StepLayout.of(4, [[1], [2, 3], [4]], [1, 6, 4], [1, 1, 1]), [0, -1, 1])
+    assert [t.data_ptr() for t in (inputs.longs, inputs.ints, inputs.tables)] == addresses
+    assert inputs.longs[:, :4].tolist() == [[12, 13, 14, 0], [0, 5, 3, 0], [4, 13, 19, -1]]
+    assert inputs.ints[:, :4].tolist() == [[1, 6, 4, 0], [0, -1, 1, -1]]
+    step = inputs.step(4)
+    assert step.block_tables[:3, :2].tolist() == [[1, 0], [2, 3], [4, 0]]
+    assert step.slots.tolist() == [4, 13, 19, -1]
+    assert step.kv_lengths.tolist() == [1, 6, 4, 0]
+    assert (step.decodes, len(step.tiles)) == (4, 0)
