@@ -165,6 +165,8 @@ class Residency:
             return None
         if not self.device.make_room(staged.nbytes):
             return None
+        # Copies of what was evicted on its way: nobody waits for their end.
+        self._uploads = {known: up for known, up in self._uploads.items() if known in self.device.items}
         self._waiting.pop(digest, None)
         adapter = staged if self.host is self.device else self._upload(staged)
         self.device.put(adapter)
@@ -172,7 +174,6 @@ class Residency:
 
     def _upload(self, staged: Placed) -> Placed:
         """It counts as on the device from now on, and stays for the `acquire` that finds it there."""
-        self._uploads.pop(staged.digest, None)
         try:
             upload = self._uploader.start(staged)
             if not upload.done():

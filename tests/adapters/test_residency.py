@@ -10,12 +10,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from adapters.cuda.upload import Upload, Uploader
 from adapters.delta import AdapterWeights, ModuleDelta
 from adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter
 from adapters.placed import Placed, place
 from adapters.residency import Residency, Tier
 
 CPU = torch.device("cpu")
+META = torch.device("meta")
 SIZE = 4 * (4 + 4)  # bytes of an adapter of rank 1 on a 4 by 4 layer
 
 
@@ -48,10 +50,16 @@ class Disk:
 
 @contextmanager
 def _residency(
-    adapters: float, disk: Disk | None = None, device: torch.device = CPU, host: float = 100
+    adapters: float,
+    disk: Disk | None = None,
+    device: torch.device = CPU,
+    host: float = 100,
+    uploader: Uploader | None = None,
 ) -> Iterator[Residency]:
     """A residency with room for so many adapters of rank 1."""
-    residency = Residency(disk or Disk(), _place, device, int(adapters * SIZE), int(host * SIZE))
+    residency = Residency(
+        disk or Disk(), _place, device, int(adapters * SIZE), int(host * SIZE), uploader=uploader
+    )
     try:
         yield residency
     finally:
@@ -230,7 +238,7 @@ def test_two_tiers_keep_more_on_the_host_than_on_the_device() -> None:
     disk = Disk()
     with _residency(1, disk, torch.device("meta"), host=2) as residency:
         for digest in "ab":
-            assert _lease(residency, digest).groups[0].at.device.type == "meta"
+            assert next(_lease(residency, digest).tensors()).device.type == "meta"
             residency.release(digest)
         assert [residency.state(digest) for digest in "ab"] == ["host", "device"]
         _lease(residency, "a")
@@ -329,3 +337,121 @@ def test_warming_what_a_request_waits_for_takes_nothing_from_it() -> None:
         _settle(residency)
         residency.warm("b")  # while it waits for room
         assert residency.lacks_room("b")
+
+
+class FakeEvent:
+    """Reached when a test says so."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.error: RuntimeError | None = None
+
+    def query(self) -> bool:
+        if self.error:
+            raise self.error
+        return self.reached.is_set()
+
+    def synchronize(self) -> None:
+        assert self.reached.wait(20)
+        self.query()
+
+
+class SlowUploader(Uploader):
+    """Copies that take until their event is reached."""
+
+    def __init__(self) -> None:
+        super().__init__(META)
+        self.events: dict[str, FakeEvent] = {}
+        self.full = False
+
+    def start(self, adapter: Placed) -> Upload:
+        if self.full:
+            raise RuntimeError("out of memory")
+        self.events[adapter.digest] = FakeEvent()
+        return Upload(adapter.to(META), self.events[adapter.digest])
+
+
+@contextmanager
+def _uploads(adapters: float, *digests: str) -> Iterator[tuple[Residency, SlowUploader]]:
+    """A residency with these adapters on the host."""
+    uploader = SlowUploader()
+    with _residency(adapters, device=META, uploader=uploader) as residency:
+        for digest in digests:
+            residency.prefetch(digest)
+            _settle(residency)
+        yield residency, uploader
+        for event in uploader.events.values():
+            event.reached.set()
+
+
+def test_an_adapter_is_leased_only_when_its_copy_is_done() -> None:
+    with _uploads(1, "a") as (residency, uploader):
+        told = threading.Event()
+        residency.on_ready = told.set
+        assert residency.acquire("a") is None
+        assert residency.acquire("a") is None
+        assert not residency.device.leases
+        assert not residency.lacks_room("a")
+        assert not told.is_set()
+        uploader.events["a"].reached.set()
+        assert told.wait(20)
+        adapter = residency.acquire("a")
+        assert adapter is not None
+        assert next(adapter.tensors()).device == META
+        assert residency.device.leases == {"a": 1}
+        assert len(uploader.events) == 1
+
+
+def test_an_adapter_on_its_way_stays_for_whoever_waits() -> None:
+    """Two that take each other's room in turns would never arrive."""
+    with _uploads(1, "a", "b") as (residency, uploader):
+        assert residency.acquire("a") is None
+        assert residency.acquire("b") is None
+        assert residency.lacks_room("b")
+        uploader.events["a"].reached.set()
+        assert residency.acquire("b") is None
+        assert residency.acquire("a") is not None
+        residency.release("a")
+        assert residency.acquire("b") is None
+        assert [*residency.device.items] == ["b"]
+
+
+def test_one_that_nobody_waits_for_any_more_gives_its_room() -> None:
+    with _uploads(1, "a", "b") as (residency, uploader):
+        assert residency.acquire("a") is None
+        residency.forget("a")
+        assert residency.acquire("b") is None
+        assert [*residency.device.items] == ["b"]
+        uploader.events["a"].reached.set()  # the copy that was given up
+        assert residency.acquire("a") is None
+        uploader.events["b"].reached.set()
+        assert residency.acquire("b") is not None
+
+
+def test_one_that_was_evicted_on_its_way_is_copied_anew() -> None:
+    with _uploads(1, "a") as (residency, uploader):
+        assert residency.acquire("a") is None
+        first = uploader.events["a"]
+        assert residency.evict("a")
+        assert residency.device.bytes == 0
+        first.reached.set()
+        _until(lambda: residency.acquire("a") is None and uploader.events["a"] is not first)
+        uploader.events["a"].reached.set()
+        assert residency.acquire("a") is not None
+
+
+def test_a_copy_that_fails_is_told_and_tried_again() -> None:
+    with _uploads(1, "a") as (residency, uploader):
+        uploader.full = True
+        with pytest.raises(AdapterError, match="a could not be copied to the device: out of memory"):
+            residency.acquire("a")
+        uploader.full = False
+        assert residency.acquire("a") is None
+        uploader.events["a"].error = RuntimeError("device lost")
+        with pytest.raises(AdapterError, match="device lost"):
+            residency.acquire("a")
+        assert residency.device.bytes == 0
+        uploader.events["a"].reached.set()
+        assert residency.acquire("a") is None
+        uploader.events["a"].reached.set()
+        assert residency.acquire("a") is not None

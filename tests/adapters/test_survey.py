@@ -8,7 +8,14 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from adapters.survey import PROBE_TOKENS, survey
+from adapters.base import LinearSpec
+from adapters.batched import BatchSizes
+from adapters.cuda.batch import CudaBatch
+from adapters.native.batch import NativeBatch
+from adapters.native.gemm import library
+from adapters.plain import PlainBatch
+from adapters.survey import PROBE_TOKENS, choose_batch, survey
+from tests.gpu import DEVICE
 from tests.kit import Families
 from tests.tiny import FAMILIES, VOCAB
 
@@ -94,3 +101,20 @@ def test_a_layer_called_twice_or_of_a_foreign_type_carries_no_adapter(families: 
     assert "model.layers.0.mlp.up_proj" not in seen
     assert {"model.layers.0.mlp.down_proj.0", "model.layers.0.mlp.down_proj.1"} <= seen
     assert not {"model.layers.1.mlp.gate_proj", "model.layers.2.mlp.gate_proj"} & seen
+
+
+def _chosen(device: torch.device, dtype: torch.dtype) -> type:
+    return type(choose_batch([("m",)], {"m": LinearSpec("m", 4, 4)}, dtype, device, BatchSizes()))
+
+
+@pytest.mark.skipif(library() is None, reason="no compiler")
+def test_native_products_serve_the_cpu() -> None:
+    cpu = torch.device("cpu")
+    chosen = [_chosen(cpu, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    assert chosen == [NativeBatch, NativeBatch, PlainBatch]
+
+
+def test_kernels_serve_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.survey.has_kernels", lambda device: True)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert _chosen(DEVICE, dtype) is CudaBatch

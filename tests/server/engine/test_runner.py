@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adapters.segment import Segment
-from server.engine.attention import AttentionPlan
+from server.engine.attention import AttentionPlan, StepLayout
 from server.engine.core import EngineCore
 from tests.kit import Families, Family, ask, engine_core, preload, prompts, run_all
 
@@ -113,3 +113,51 @@ def test_merged_weights_serve_only_steps_of_their_own(llama: Family) -> None:
         core.runner.merged_digest = None
         run_all(core, [ask("x", SHORT, "all", max_tokens=1)])
         assert used[-1] is False
+
+
+class NotedDecode:
+    """A decode path that notes what it is asked for, and answers with what it is given."""
+
+    def __init__(self) -> None:
+        self.logits: torch.Tensor | None = None
+        self.asked: list[tuple[list[int], list[int], list[str | None]]] = []
+
+    def run(self, tokens: Any, layout: StepLayout, adapters: Any) -> torch.Tensor | None:
+        digests = [adapter.digest if adapter else None for adapter in adapters]
+        self.asked.append((list(tokens), layout.kv_lengths.tolist(), digests))
+        return self.logits
+
+
+def test_steps_of_one_row_for_each_sequence_go_by_the_decode_path(llama: Family) -> None:
+    with engine_core(llama, prefill=64, prefix_cache=False) as core:
+        preload(core, "all")
+        core.runner.decode = path = NotedDecode()
+        core.submit(ask("a", SHORT, "all", max_tokens=9))
+        core.submit(ask("b", LONG, max_tokens=9))
+        core.step()
+        assert path.asked == []
+        core.step()  # refused: the other way answers
+        [(tokens, lengths, digests)] = path.asked
+        expected = [llama.expected(None, LONG, 2), llama.expected("all", SHORT, 2)]
+        assert (tokens, lengths, digests) == ([e[0] for e in expected], [22, 5], [None, "all"])
+        path.logits = torch.zeros(2, core.model.vocab_size)
+        path.logits[0, 7] = path.logits[1, 9] = 1.0
+        sequences = {s.request.request_id: s for s in core.scheduler.running}
+        core.step()
+        assert [sequences[name].tokens[-2:] for name in "ba"] == [[expected[0][1], 7], [expected[1][1], 9]]
+        core.submit(ask("c", SHORT, max_tokens=1))
+        core.step()
+        assert len(path.asked) == 2  # a prompt came in
+        core.abort_all()
+
+
+def test_merged_steps_do_not_go_by_the_decode_path(llama: Family) -> None:
+    with engine_core(llama) as core:
+        preload(core, "all")
+        core.runner.decode = path = NotedDecode()
+        core.runner.merged_digest = "all"
+        run_all(core, [ask("x", SHORT, "all", max_tokens=3)])
+        assert path.asked == []
+        run_all(core, [ask("x", SHORT, "mlp", max_tokens=3)])
+        assert len(path.asked) == 2
+        core.runner.merged_digest = None
