@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from server.engine.merging import Merger
 from server.heartbeat import beat
 from server.machine import free_memory
 from server.settings import GIB, MIB, Settings
+from server.startup import Startup
 from training.base import BASE_NAME, MODEL_DIR
 
 log = logging.getLogger(__name__)
@@ -52,39 +54,45 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A base and everything needed to serve it."""
+    """A base and everything needed to serve it. `startup` is what loading it took."""
 
     model: ServedModel
     tokenizer: Any
     core: EngineCore
     registry: Registry
+    startup: Startup
 
 
-def load(settings: Settings) -> Loaded:
+def load(settings: Settings, startup: Startup | None = None) -> Loaded:
     """Load and prove the base, open the registry, publish `--adapter`s, merge if asked.
 
     Raises:
         StartError: with the reason in one line.
     """
     try:
-        return _load(settings)
+        return _load(settings, startup or Startup())
     except (UnsupportedModel, AdapterError) as error:
         raise StartError(str(error)) from error
 
 
-def _load(settings: Settings) -> Loaded:
+def _load(settings: Settings, startup: Startup) -> Loaded:
     folder = loading.resolve_folder(settings.model or str(MODEL_DIR))
     config = loading.load_config(folder)
-    device = loading.choose_device(settings.device)
-    dtype = loading.choose_dtype(settings.dtype, config, device)
-    tokenizer = loading.load_tokenizer(folder)
-    stock = loading.load_model(folder, config, dtype, device)
+    # The hash takes as long as the weights take to be read, and leaves the interpreter to others.
+    with ThreadPoolExecutor(1) as beside:
+        hashed = beside.submit(loading.base_digest, folder)
+        device = loading.choose_device(settings.device)
+        dtype = loading.choose_dtype(settings.dtype, config, device)
+        tokenizer = loading.load_tokenizer(folder)
+        stock = loading.load_model(folder, config, dtype, device)
+        digest = hashed.result()
     ends = loading.end_tokens(stock, tokenizer)
     source = settings.model or BASE_NAME
     name = settings.served_model_name or (source.rstrip("/").split("/")[-1] if settings.model else "base")
     sizes = BatchSizes(settings.max_running, settings.max_adapter_rank)
-    digest = loading.base_digest(folder)
+    startup.lap("base")
     model = ServedModel(stock, name=name, digest=digest, source=source, sizes=sizes)
+    startup.lap("proof")
     registry = Registry(settings.data_dir, model.spec, _limits(settings), model.dtype)
     published = [_publish(registry, entry) for entry in settings.adapter]
     core = EngineCore(
@@ -100,7 +108,8 @@ def _load(settings: Settings) -> Loaded:
         core.merger = Merger(model, registry.load, settings.auto_merge, budget)
     for version in published:
         core.residency.warm(version.digest)
-    return Loaded(model, tokenizer, core, registry)
+    startup.lap("adapters")
+    return Loaded(model, tokenizer, core, registry, startup)
 
 
 def _publish(registry: Registry, entry: str) -> AdapterVersion:
@@ -213,9 +222,11 @@ def serve(settings: Settings) -> None:
     Raises:
         StartError: it can't start.
     """
+    startup = Startup()
+    startup.lap("imports")
     sock = listen(settings)
     with sock:
-        loaded = load(settings)
+        loaded = load(settings, startup)
         # What is loaded stays: the collector looks through it no more, neither in pauses while requests run
         # nor for a whole second at the exit.
         gc.collect()
@@ -245,7 +256,7 @@ async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> Non
     server = _Uvicorn(config)
     async with _running(engine):
         beside = [
-            asyncio.create_task(_announce(server, settings, context, sock)),
+            asyncio.create_task(_announce(server, settings, context, sock, loaded.startup)),
             asyncio.create_task(_drain(server, settings, context, engine)),
             asyncio.create_task(beat(context.metrics.loop_lag.observe)),
         ]
@@ -265,13 +276,17 @@ async def _running(engine: Engine) -> AsyncIterator[None]:
 
 
 async def _announce(
-    server: _Uvicorn, settings: Settings, context: ServerContext, sock: socket.socket
+    server: _Uvicorn, settings: Settings, context: ServerContext, sock: socket.socket, startup: Startup
 ) -> None:
     while not server.started:
         await asyncio.sleep(0.01)
+    startup.lap("listen")
+    for part, seconds in startup.parts.items():
+        context.metrics.startup.labels(part).set(seconds)
+    log.info("ready after %.1f s: %s", startup.seconds, startup)
     print(
         f"multilora serves {context.base.name} and {len(context.registry.list())} adapter versions "
-        f"at {local_url(settings.host, sock.getsockname()[1])}",
+        f"after {startup.seconds:.1f} s at {local_url(settings.host, sock.getsockname()[1])}",
         flush=True,
     )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Bag
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
@@ -18,6 +19,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 MAX_LABELS = 512
 """Adapter refs with series of their own; the rest share `other`, so that many adapters can't fill memory."""
 OTHER = "other"
+_AT_ONCE = 60.0  # seconds: an adapter that is asked later shows how long nobody asked
 FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 LOOP_LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25)
@@ -52,6 +54,18 @@ class Metrics:
         self.loop_lag = self._histogram(
             "event_loop_lag", "How late a timer of the event loop is, 50 times a second", LOOP_LAG
         )
+        self.adapter_first_token = self._histogram(
+            "adapter_first_token",
+            "From the upload of an adapter to its first token, where it is asked at once",
+            FIRST_TOKEN,
+        )
+        self._new: OrderedDict[str, float] = OrderedDict()
+        self.startup = Gauge(
+            "multilora_startup_seconds",
+            "From the start of the process until it was ready, by part",
+            ["part"],
+            registry=self.registry,
+        )
         self.registry.register(StatsCollector(stats, model, max_running, self.active_names))
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
@@ -72,6 +86,18 @@ class Metrics:
             else:
                 self._labels.add(adapter)
         self.requests.labels(adapter, outcome).inc()
+
+    def published(self, adapter: str, received: float) -> None:
+        """A new version, whose files were received at `received` by `time.perf_counter`."""
+        self._new[adapter] = received
+        if len(self._new) > self._max_labels:
+            self._new.popitem(last=False)
+
+    def first_token_of(self, adapter: str) -> None:
+        """A version has given a token. Counts once for each, if it was asked within a minute."""
+        received = self._new.pop(adapter, None)
+        if received is not None and time.perf_counter() - received < _AT_ONCE:
+            self.adapter_first_token.observe(time.perf_counter() - received)
 
     def unknown_model(self) -> None:
         """The name is no label: anyone can send any number of names."""
@@ -111,6 +137,7 @@ class RequestTimer:
         if output.token_ids:
             if last is None:
                 self._metrics.first_token.observe(now - self._started)
+                self._metrics.first_token_of(self._adapter)
             else:
                 self._metrics.between.observe((now - last) / len(output.token_ids))
             self._last[index] = now

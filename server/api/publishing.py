@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import anyio.to_thread
@@ -18,11 +19,14 @@ async def publish(
 
     What was published begins to load at once, so that its first request need not wait for that.
     """
+    received = time.perf_counter()
     try:
         version, created = await anyio.to_thread.run_sync(work, limiter=context.publishing)
     except AdapterError:
         context.metrics.uploads.labels("refused").inc()
         raise
     context.metrics.uploads.labels("created" if created else "unchanged").inc()
+    if created:
+        context.metrics.published(version.ref, received)
     context.engine.prefetch(version.digest)
     return version, created

@@ -43,6 +43,7 @@ def metrics_table() -> str:
     metrics = Metrics(_nothing_yet, "base", 1)
     metrics.count("base", "success")
     metrics.uploads.labels("created")
+    metrics.startup.labels("imports")
     rows = ["| Metric | Kind | Labels | Meaning |", "|---|---|---|---|"]
     for family in metrics.registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name

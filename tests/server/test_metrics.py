@@ -111,6 +111,23 @@ def test_many_adapters_share_one_series_beyond_the_cap() -> None:
     assert not [key for key in samples if "c@1" in key]
 
 
+def test_the_first_token_of_a_new_adapter_is_timed_once() -> None:
+    metrics = make(max_labels=2)
+    request = GenerationRequest("r", (1,), SamplingParams())
+    for adapter in ("old@1", "a@1", "b@1"):  # room for two
+        metrics.published(adapter, time.perf_counter() - 0.4)
+    for adapter in ("old@1", "a@1", "a@1", "never@1"):
+        RequestTimer(metrics, adapter, [request]).record(0, GenerationOutput("r", token_ids=(1,)))
+    samples = parse(metrics)
+    assert samples["multilora_adapter_first_token_seconds_count",] == 1
+    assert samples["multilora_adapter_first_token_seconds_bucket", "0.25"] == 0
+    assert samples["multilora_adapter_first_token_seconds_bucket", "30.0"] == 1
+
+    metrics.published("late@1", time.perf_counter() - 61)
+    RequestTimer(metrics, "late@1", [request]).record(0, GenerationOutput("r", token_ids=(1,)))
+    assert parse(metrics)["multilora_adapter_first_token_seconds_count",] == 1
+
+
 def test_a_request_is_timed_and_counted_once() -> None:
     metrics = make()
     request = GenerationRequest("r", (1,), SamplingParams())
