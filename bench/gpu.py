@@ -20,6 +20,7 @@ from bench.load import median
 from bench.lora_kernels import kernel_cases
 from bench.rounds import Case, Figures, Rounds, run_rounds
 from bench.setting import Bench
+from server.engine.decode import choose_decode
 
 BATCHES = (1, 8, 32, 128)
 ADAPTERS = 32
@@ -53,6 +54,7 @@ def inside(job: dict[str, Any]) -> dict[str, Any]:
     core, digests = _load(job, "lora", job["adapters"])
     bare, _ = _load(job, "bare", [])
     strip(bare)
+    recapture(bare)
     dtype = core.model.dtype
     rates: Figures = {}
 
@@ -105,6 +107,18 @@ def strip(core: Any) -> None:
         if layer.bias is not None:
             plain.bias = nn.Parameter(layer.bias, requires_grad=False)
         core.model.model.set_submodule(name, plain)
+
+
+def recapture(core: Any) -> None:
+    """Make the graphs of decode steps anew: those there are hold the layers that ran when they were made."""
+    config = core.config
+    core.runner.decode = choose_decode(
+        core.model,
+        core.runner.cache,
+        block_size=config.block_size,
+        max_rows=config.max_running,
+        max_length=config.max_model_len,
+    )
 
 
 def gpu_rates(dtype: torch.dtype) -> Figures:

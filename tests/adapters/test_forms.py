@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from adapters import forms
 from adapters.forms import short_segments
@@ -11,7 +12,7 @@ from adapters.segment import Segment
 
 
 def adapter(digest: str, parameters: int = 1000, modules: int = 10) -> PlacedAdapter:
-    return PlacedAdapter(digest, 4 * parameters, {}, parameters, modules)
+    return PlacedAdapter(digest, 4 * parameters, {}, parameters, modules, torch.empty(0))
 
 
 def row(lengths: list[tuple[int, PlacedAdapter | None]]) -> list[Segment[PlacedAdapter]]:

@@ -7,7 +7,7 @@ import torch
 
 from adapters.delta import AdapterWeights, ModuleDelta
 from adapters.errors import AdapterError
-from adapters.placed import place
+from adapters.placed import PlacedAdapter, place
 
 GROUPS = [("q", "k", "v"), ("o",), ("up",)]
 
@@ -51,12 +51,31 @@ def test_the_scale_is_applied_before_the_one_rounding() -> None:
     assert torch.equal(part.bt, (delta.b * delta.scale).t().bfloat16())
 
 
-def test_counts_its_bytes() -> None:
-    placed = place(WEIGHTS, GROUPS, torch.bfloat16)
-    numbers = 2 * (6 + 8) + 3 * (6 + 4) + 1 * (6 + 10)
-    assert placed.nbytes == 2 * numbers
-    tensors = [t for group in placed.groups.values() for t in (group.at, *(p.bt for p in group.parts if p))]
-    assert placed.nbytes == sum(tensor.nbytes for tensor in tensors)
+def _matrices(placed: PlacedAdapter) -> list[torch.Tensor]:
+    return [t for group in placed.groups.values() for t in (group.at, *(p.bt for p in group.parts if p))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counts_its_bytes_and_numbers(dtype: torch.dtype) -> None:
+    placed = place(WEIGHTS, GROUPS, dtype)
+    assert placed.parameters == 2 * (6 + 8) + 3 * (6 + 4) + 1 * (6 + 10)
+    assert placed.parameters == sum(matrix.numel() for matrix in _matrices(placed))
+    assert placed.nbytes == sum(-(-matrix.nbytes // 16) * 16 for matrix in _matrices(placed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrices_lie_side_by_side_where_kernels_can_read_them(dtype: torch.dtype) -> None:
+    placed = place(WEIGHTS, GROUPS, dtype)
+    [memory] = placed.tensors()
+    taken: set[int] = set()
+    for matrix in _matrices(placed):
+        start = matrix.data_ptr() - memory.data_ptr()
+        own = set(range(start, start + matrix.nbytes))
+        assert start % 16 == 0
+        assert own <= set(range(memory.nbytes))
+        assert not own & taken
+        assert matrix.is_contiguous() or matrix.t().is_contiguous()
+        taken |= own
 
 
 def test_keeps_no_tie_to_the_weights_it_was_made_from() -> None:
@@ -75,6 +94,9 @@ def test_moves_to_a_device_whole() -> None:
     moved = place(WEIGHTS, GROUPS, torch.float32).to(torch.device("meta"))
     assert {group.at.device.type for group in moved.groups.values()} == {"meta"}
     assert {part.bt.device.type for g in moved.groups.values() for part in g.parts if part} == {"meta"}
+    for matrix, still in zip(_matrices(moved), _matrices(place(WEIGHTS, GROUPS, torch.float32)), strict=True):
+        assert (matrix.shape, matrix.stride()) == (still.shape, still.stride())
+        assert matrix.storage_offset() == still.storage_offset()
     assert (moved.digest, moved.nbytes) == ("d", place(WEIGHTS, GROUPS, torch.float32).nbytes)
 
 

@@ -50,10 +50,6 @@ def test_without_streams_it_is_there_at_once() -> None:
     assert type(choose_uploader(CPU)) is Uploader
 
 
-def test_all_tensors_of_an_adapter_are_told() -> None:
-    assert [tuple(tensor.shape) for tensor in _placed().tensors()] == [(4, 2), (2, 3)]
-
-
 @pytest.mark.skipif(INTERPRETED, reason="streams need a GPU")
 def test_a_copy_on_its_own_stream_arrives_whole(gpu: torch.device) -> None:
     upload = StreamUploader(gpu).start(_placed(pin=True))
