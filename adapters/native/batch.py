@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -57,7 +58,8 @@ class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
     def __init__(self, groups: Groups, library: ctypes.CDLL) -> None:
         super().__init__(groups)
         self._library = library
-        self._first = np.cumsum([0, *(len(names) for names in groups)]).tolist()
+        first = np.cumsum([0, *(len(names) for names in groups)]).tolist()
+        self._modules = [range(*edges) for edges in pairwise(first)]
         self._members: dict[int, list[LinearMap]] = {}
         self._linears: dict[int, NativeLinears] = {}
         self._done: tuple[Tensor, int, list[Tensor]] | None = None
@@ -87,7 +89,7 @@ class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
         done = self._done
         if done is None or done[0] is not source or done[1] != module.group:
             rows = self._logits if module.on_logits else self._tokens
-            deltas = None if rows is None else self._shrink(rows, module, x)
+            deltas = None if rows is None else self._deltas(rows, module, x)
             done = self._done = source, module.group, linears(x, deltas)
         return done[2][module.member]
 
@@ -95,7 +97,12 @@ class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
         """For a base whose products are not ours: bfloat16, on CPUs that know it."""
         y = module.linear(x)
         if rows.shrunk_of is None or rows.shrunk_of[0] is not source or rows.shrunk_of[1] != module.group:
-            rows.shrunk_of = source, module.group, self._shrink(rows, module, x)
+            deltas = self._deltas(rows, module, x)
+            rows.shrunk_of = source, module.group, deltas
+            if deltas is not None:
+                x = x.float().contiguous()
+                shrinks = *deltas.segments, *deltas.shrinks
+                self._library.shrink(x.data_ptr(), x.shape[1], *shrinks, *deltas.shrunk)
         deltas = rows.shrunk_of[2]
         if deltas is not None:
             expand = self._library.expand_bf16 if y.dtype == torch.bfloat16 else self._library.expand_f32
@@ -103,18 +110,19 @@ class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
             expand(*deltas.segments, table, deltas.stride, *deltas.shrunk, y.data_ptr(), y.shape[1])
         return y
 
-    def _shrink(self, rows: _Rows, module: BatchedLinear, x: Tensor) -> Deltas | None:
-        """Multiply the rows by their adapters' `A`; None if none of them adds to this group."""
+    def _deltas(self, rows: _Rows, module: BatchedLinear, x: Tensor) -> Deltas | None:
+        """Of the module's group; None if no adapter of the step adds to it."""
         if x.shape[0] != rows.count:
             raise RuntimeError(f"{module.name} got {x.shape[0]} rows where the step has {rows.count}")
         group = module.group
         if not rows.groups[group]:
             return None
-        address, stride = rows.shrink
-        x = x.float().contiguous()
-        table = address + group * SHRINK_FIELDS * _WORD
-        self._library.shrink(x.data_ptr(), x.shape[1], *rows.segments, table, stride, *rows.shrunk)
-        address, stride = rows.expand
-        tables = range(self._first[group], self._first[group + 1])
-        at = tuple(address + index * EXPAND_FIELDS * _WORD for index in tables)
-        return Deltas(rows.segments, at, stride, rows.shrunk)
+        shrink, shrink_stride = rows.shrink
+        expand, expand_stride = rows.expand
+        return Deltas(
+            rows.segments,
+            (shrink + group * SHRINK_FIELDS * _WORD, shrink_stride),
+            expand_stride,
+            rows.shrunk,
+            tuple(expand + index * EXPAND_FIELDS * _WORD for index in self._modules[group]),
+        )

@@ -16,6 +16,7 @@ namespace {
 constexpr int LANES = 16;
 constexpr int FEW = 5;     // rows for which four panels' sums fit into the registers
 constexpr int MANY = 12;   // rows for which two panels' sums do
+constexpr int64_t PIECE = 96;  // panels of a B that are read by one thread, one after another
 constexpr int64_t SMALL = 1 << 16;  // multiply-adds that are done before a second thread has woken up
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -165,29 +166,26 @@ inline vec read(const float *y, int64_t width) {
     return v;
 }
 
-// y[rows of its segments][panels first .. first+count) += scale * s B^T
+// y[rows of one segment][panels first .. first + count) += scale * s B^T
 template <class Y>
-void expand_panels(const Segment *segments, int64_t n, const Expand *table, int64_t stride, const float *s,
-                   int64_t lds, Y *y, int64_t ldy, int64_t outputs, int64_t first, int count) {
-    for (int64_t i = 0; i < n; i++) {
-        const Segment &own = segments[i];
-        const Expand &b = table[own.slot * stride];
-        if (!b.panels) continue;
-        float scale = static_cast<float>(b.scale);
-        auto add = [&](int64_t r, int p, vec sums) {
-            int64_t column = (first + p) * LANES;
-            Y *at = y + (own.start + r) * ldy + column;
-            write(at, outputs - column, read(at, outputs - column) + scale * sums);
-        };
-        const float *rows = s + own.start * lds + b.start;
-        int64_t n_rows = own.stop - own.start;
-        if (b.bfloat16) {
-            auto *panels = reinterpret_cast<const uint16_t *>(b.panels) + first * panel_size<uint16_t>(b.rank);
-            panels_of(n_rows, rows, lds, panels, count, b.rank, add);
-        } else {
-            auto *panels = reinterpret_cast<const float *>(b.panels) + first * panel_size<float>(b.rank);
-            panels_of(n_rows, rows, lds, panels, count, b.rank, add);
-        }
+void expand_panels(const Segment &own, const Expand &b, const float *s, int64_t lds, Y *y, int64_t outputs,
+                   int64_t first, int64_t count) {
+    if (!b.panels) return;
+    float scale = static_cast<float>(b.scale);
+    auto add = [&](int64_t r, int p, vec sums) {
+        int64_t column = (first + p) * LANES;
+        Y *at = y + (own.start + r) * outputs + column;
+        write(at, outputs - column, read(at, outputs - column) + scale * sums);
+    };
+    const float *from = s + own.start * lds + b.start;
+    int64_t rows = own.stop - own.start;
+    int width = static_cast<int>(count);
+    if (b.bfloat16) {
+        auto *panels = reinterpret_cast<const uint16_t *>(b.panels) + first * panel_size<uint16_t>(b.rank);
+        panels_of(rows, from, lds, panels, width, b.rank, add);
+    } else {
+        auto *panels = reinterpret_cast<const float *>(b.panels) + first * panel_size<float>(b.rank);
+        panels_of(rows, from, lds, panels, width, b.rank, add);
     }
 }
 
@@ -209,6 +207,13 @@ void linear_panels(const float *x, int64_t rows, int64_t inputs, const Linear &m
     });
 }
 
+// The module that has the `share`th piece of `step` panels; `share` becomes its first panel there.
+const Linear *of_module(const Linear *m, int64_t &share, int64_t step) {
+    for (int64_t own; share >= (own = (m->outputs + step * LANES - 1) / (step * LANES)); m++) share -= own;
+    share *= step;
+    return m;
+}
+
 template <class W>
 void shrink_rows(const float *x, int64_t rows, int64_t inputs, const W *panels, int64_t columns, float *s,
                  int64_t lds) {
@@ -218,40 +223,66 @@ void shrink_rows(const float *x, int64_t rows, int64_t inputs, const W *panels, 
     });
 }
 
+void shrink_segment(const float *x, int64_t inputs, const Segment &own, const Shrink &a, float *s, int64_t lds) {
+    if (!a.panels) return;
+    const float *from = x + own.start * inputs;
+    float *to = s + own.start * lds;
+    int64_t rows = own.stop - own.start;
+    if (a.bfloat16)
+        shrink_rows(from, rows, inputs, reinterpret_cast<const uint16_t *>(a.panels), a.columns, to, lds);
+    else
+        shrink_rows(from, rows, inputs, reinterpret_cast<const float *>(a.panels), a.columns, to, lds);
+}
+
 template <class Y>
 void expand(const Segment *segments, int64_t n, const Expand *table, int64_t stride, const float *s,
             int64_t lds, Y *y, int64_t outputs) {
     int64_t total = (outputs + LANES - 1) / LANES;
-#pragma omp parallel for schedule(dynamic, 4) if (n * outputs > SMALL / 16)
-    for (int64_t first = 0; first < total; first += 4) {
-        int count = static_cast<int>(total - first < 4 ? total - first : 4);
-        expand_panels(segments, n, table, stride, s, lds, y, outputs, outputs, first, count);
-    }
+#pragma omp parallel for schedule(dynamic, 1) if (n * outputs > SMALL / 16)
+    for (int64_t i = 0; i < n; i++)
+        expand_panels(segments[i], table[segments[i].slot * stride], s, lds, y, outputs, 0, total);
 }
 
 }  // namespace
 
 extern "C" {
 
-// Modules that read the same rows. `n` segments of them have deltas, from `s`; it may be 0.
+// Modules that read the same rows. `n` segments of them, maybe none, have deltas: their products with A go
+// through `s`. All threads are woken once, and wait for each other once.
 void linears(const float *x, int64_t rows, int64_t inputs, const Linear *modules, int64_t count,
-             const Segment *segments, int64_t n, int64_t stride, const float *s, int64_t lds) {
+             const Segment *segments, int64_t n, const Shrink *shrinks, int64_t shrink_stride,
+             int64_t expand_stride, float *s, int64_t lds) {
     int64_t outputs = 0;
     for (int64_t m = 0; m < count; m++) outputs += modules[m].outputs;
-    int64_t step = outputs < 64 * LANES ? 2 : 4, shares = 0;
-    for (int64_t m = 0; m < count; m++) shares += (modules[m].outputs + step * LANES - 1) / (step * LANES);
-    // Dynamic, so that a thread whose core is taken by another process holds up one share, not half of all.
-#pragma omp parallel for schedule(dynamic, 1) if (rows * inputs * outputs > SMALL)
-    for (int64_t share = 0; share < shares; share++) {
-        int64_t first = share * step;
-        const Linear *m = modules;
-        for (int64_t total; first >= (total = (m->outputs + LANES - 1) / LANES); m++)
-            first -= (total + step - 1) / step * step;
-        int64_t left = (m->outputs + LANES - 1) / LANES - first;
-        int width = static_cast<int>(left < step ? left : step);
-        if (m->bfloat16) linear_panels<uint16_t>(x, rows, inputs, *m, first, width);
-        else linear_panels<float>(x, rows, inputs, *m, first, width);
-        expand_panels(segments, n, m->table, stride, s, lds, m->y, m->outputs, m->outputs, first, width);
+    int64_t step = outputs < 64 * LANES ? 2 : 4, shares = 0, pieces = 0;
+    for (int64_t m = 0; m < count; m++) {
+        shares += (modules[m].outputs + step * LANES - 1) / (step * LANES);
+        pieces += (modules[m].outputs + PIECE * LANES - 1) / (PIECE * LANES);
+    }
+#pragma omp parallel if (rows * inputs * outputs > SMALL)
+    {
+        // Dynamic, so that a thread whose core is taken by another process holds up one share, not half of all.
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int64_t i = 0; i < n; i++)
+            shrink_segment(x, inputs, segments[i], shrinks[segments[i].slot * shrink_stride], s, lds);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t share = 0; share < shares; share++) {
+            int64_t first = share;
+            const Linear *m = of_module(modules, first, step);
+            int64_t left = (m->outputs + LANES - 1) / LANES - first;
+            int width = static_cast<int>(left < step ? left : step);
+            if (m->bfloat16) linear_panels<uint16_t>(x, rows, inputs, *m, first, width);
+            else linear_panels<float>(x, rows, inputs, *m, first, width);
+        }
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int64_t task = 0; task < n * pieces; task++) {
+            const Segment &own = segments[task / pieces];
+            int64_t first = task % pieces;
+            const Linear *m = of_module(modules, first, PIECE);
+            int64_t left = (m->outputs + LANES - 1) / LANES - first;
+            expand_panels(own, m->table[own.slot * expand_stride], s, lds, m->y, m->outputs, first,
+                          left < PIECE ? left : PIECE);
+        }
     }
 }
 
@@ -259,18 +290,8 @@ void linears(const float *x, int64_t rows, int64_t inputs, const Linear *modules
 void shrink(const float *x, int64_t inputs, const Segment *segments, int64_t n, const Shrink *table,
             int64_t stride, float *s, int64_t lds) {
 #pragma omp parallel for schedule(dynamic, 1) if (n > 1 && n * inputs > SMALL / 16)
-    for (int64_t i = 0; i < n; i++) {
-        const Segment &own = segments[i];
-        const Shrink &a = table[own.slot * stride];
-        if (!a.panels) continue;
-        const float *rows = x + own.start * inputs;
-        float *to = s + own.start * lds;
-        int64_t count = own.stop - own.start;
-        if (a.bfloat16)
-            shrink_rows(rows, count, inputs, reinterpret_cast<const uint16_t *>(a.panels), a.columns, to, lds);
-        else
-            shrink_rows(rows, count, inputs, reinterpret_cast<const float *>(a.panels), a.columns, to, lds);
-    }
+    for (int64_t i = 0; i < n; i++)
+        shrink_segment(x, inputs, segments[i], table[segments[i].slot * stride], s, lds);
 }
 
 // y[rows of each segment] += scale * s B^T

@@ -11,8 +11,9 @@ from adapters.native.build import load_library
 _SOURCE = Path(__file__).with_name("gemm.cpp")
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 _ARGUMENTS = {
-    # x, rows, inputs, modules, their number; deltas: segments, n, stride of the tables, shrunk, its width
-    "linears": [_P, _I, _I, _P, _I, _P, _I, _I, _P, _I],
+    # x, rows, inputs, modules, their number; segments, n; shrink table, its stride, the stride of the
+    # expand tables, shrunk, its width
+    "linears": [_P, _I, _I, _P, _I, _P, _I, _P, _I, _I, _P, _I],
     # x, inputs, segments, n, table, stride, shrunk, its width
     "shrink": [_P, _I, _P, _I, _P, _I, _P, _I],
     # segments, n, table, stride, shrunk, its width, y, outputs

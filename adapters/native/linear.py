@@ -18,19 +18,21 @@ _OUTPUT, _TABLE = 4, 5
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """What is added to the outputs of some modules, as the native products want to be told.
+    """What is added to the outputs of a group of modules, as the native products want to be told.
 
     Attributes:
         segments: address of the segments, and their number.
-        tables: for each module, where the first adapter's `struct Expand` is.
-        stride: from one adapter's to the next, in such structs.
+        shrinks: where the first adapter's `struct Shrink` is, and how many of them on the next one's is.
+        stride: the same distance between the adapters' `struct Expand`s.
         shrunk: address of the rows' products with `A`, and how wide a row of them is.
+        tables: for each module, where the first adapter's `struct Expand` is.
     """
 
     segments: tuple[int, int]
-    tables: tuple[int, ...]
+    shrinks: tuple[int, int]
     stride: int
     shrunk: tuple[int, int]
+    tables: tuple[int, ...]
 
 
 class NativeLinears:
@@ -64,10 +66,10 @@ class NativeLinears:
         self._modules[:, _OUTPUT] = [y.data_ptr() for y in ys]
         arguments = x.data_ptr(), rows, self._inputs, self._address, len(ys)
         if deltas is None:
-            self._linears(*arguments, None, 0, 0, None, 0)
+            self._linears(*arguments, None, 0, None, 0, 0, None, 0)
         else:
             self._modules[:, _TABLE] = deltas.tables
-            self._linears(*arguments, *deltas.segments, deltas.stride, *deltas.shrunk)
+            self._linears(*arguments, *deltas.segments, *deltas.shrinks, deltas.stride, *deltas.shrunk)
         return ys
 
 
