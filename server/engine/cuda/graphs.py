@@ -150,7 +150,9 @@ class GraphedDecode(StaticDecode):
         torch.cuda.synchronize(self._model.device)
         pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # A capture that fails leaves its own stream as the current one: the outer block restores it.
+        stream = torch.cuda.current_stream(self._model.device)
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=pool):
             logits = super()._forward(size, adapters)
         return graph, logits
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -116,6 +117,62 @@ def test_graphs_answer_as_peft_does(llama: Family, model: ServedModel) -> None:
         _check(core, llama, [(None, 5), ("all", 7), ("mlp", 4)])
         _check(core, llama, [(None, 3)] * 5)
         _check(core, llama, [("patterns", 6)])
+
+
+class FakeGraph:
+    """Notes in which pool it was captured, and its replays."""
+
+    made: ClassVar[list[FakeGraph]] = []
+
+    def __init__(self) -> None:
+        self.asked_pool: object = None
+        self.replays = 0
+        self.made.append(self)
+
+    def pool(self) -> object:
+        return self.asked_pool or self
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+@contextmanager
+def _fake_capture(graph: FakeGraph, pool: object) -> Iterator[None]:
+    graph.asked_pool = pool
+    yield
+
+
+def test_each_kind_of_step_is_captured_at_start_and_then_replayed(
+    llama: Family, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[int, bool]] = []
+
+    def forward(self: StaticDecode, size: int, adapters: bool) -> Tensor:
+        ran.append((size, adapters))
+        return torch.full((size, 2), float(len(ran)))
+
+    monkeypatch.setattr(StaticDecode, "_forward", forward)
+    monkeypatch.setattr(FakeGraph, "made", [])
+    for name, fake in {
+        "CUDAGraph": FakeGraph,
+        "graph": _fake_capture,
+        "stream": nullcontext,
+        "current_stream": lambda device: None,
+        "synchronize": lambda device: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    with engine_core(llama, model=model, **SIZES) as core:
+        path = _use(core, GraphedDecode)
+    # Each once to compile and once to capture.
+    assert ran == [(size, adapters) for size in (8, 4, 2, 1) for adapters in (True, False) for _ in "ab"]
+    first, *others = FakeGraph.made
+    assert all(graph.asked_pool is first for graph in others)
+    layout = StepLayout.of(4, [[1], [2], [3]], [1, 2, 3], [1, 1, 1])
+    logits = path.run([5, 6, 7], layout, [None] * 3)
+    assert logits is not None
+    assert logits.tolist() == [[8.0, 8.0]] * 3
+    assert [graph.replays for graph in FakeGraph.made] == [0, 0, 0, 1, 0, 0, 0, 0]
+    assert len(ran) == 16
 
 
 def test_only_the_kernels_read_slots_when_they_run(llama: Family) -> None:
