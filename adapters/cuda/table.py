@@ -108,10 +108,10 @@ class AdapterTable:
         device: torch.device,
     ) -> None:
         self.dtype = dtype
-        self.device = device
         lengths = [1 + len(group.out_features) for group in groups]
         self._starts = list(accumulate(lengths, initial=0))
         self._entries = torch.zeros(slots, self._starts[-1], ENTRY, dtype=torch.int64, device=device)
+        self.device = self._entries.device  # with its number, as tensors tell it
         self.groups = [
             _group_table(shape, self._entries[:, start : start + length], max_rank, dtype)
             for shape, start, length in zip(groups, self._starts, lengths, strict=False)
