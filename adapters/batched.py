@@ -80,13 +80,15 @@ class AdapterBatch(ABC, Generic[P, R]):
         self._tokens = self._logits = None
 
     def apply(self, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
-        """`W x` with each row's own delta.
+        """`W x` with each row's own delta; or with the merged `W`, in steps that use it.
 
         Args:
             source: the tensor that the module was called with. The modules of a group are called with the
                 same one, and share what is computed from it.
             x: `source` as `(rows, in_features)`.
         """
+        if self.use_merged:
+            return module.frozen(merged=True)(x)
         rows = self._logits if module.on_logits else self._tokens
         return module.linear(x) if rows is None else self._apply(rows, module, source, x)
 
@@ -124,6 +126,10 @@ class BatchedLinear(nn.Module):
         self.on_logits = on_logits
         batch.attach(self)
 
+    def frozen(self, *, merged: bool) -> LinearMap:
+        """The base's own map, or the merged one if that is asked for and there is one."""
+        return self.merged if merged and self.merged is not None else self.linear
+
     @property
     def weight(self) -> Tensor:
         """The frozen weight, `(out_features, in_features)`: for code of the model that asks for it."""
@@ -131,8 +137,5 @@ class BatchedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        if self.merged is not None and self.batch.use_merged:
-            y = self.merged(flat)
-        else:
-            y = self.batch.apply(self, x, flat)
+        y = self.batch.apply(self, x, flat)
         return y.view(*x.shape[:-1], y.shape[-1])

@@ -18,7 +18,9 @@ from adapters.native.linear import NativeLinear
 
 
 class LinearMap(Protocol):
-    """`y = W x + b`, frozen."""
+    """`y = W x + b`, frozen. `stored`: the type that holds every value of `W`, maybe narrower than `y`'s."""
+
+    stored: torch.dtype
 
     def __call__(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
         """`x`: `(rows, in_features)`. Returns `(rows, out_features)`, with `delta` of that shape added."""
@@ -35,6 +37,7 @@ class PlainLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = weight
         self._bias = bias
+        self.stored = weight.dtype
 
     def __call__(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
         y = F.linear(x, self._weight, self._bias)
@@ -50,6 +53,7 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self._bias = bias
+        self.stored = weight.dtype
 
     def __call__(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
         if delta is None:

@@ -51,9 +51,11 @@ def merge(
     for module in modules:
         delta = adapter.deltas.get(module.name)
         if delta is not None:
-            weight = merged_weight(module.weight, delta)
-            linears[module] = make_linear(weight, module.bias)
-            nbytes += weight.nbytes
+            weight = module.weight
+            # No wider than the base's own: as merging into the checkpoint would round it, and as fast.
+            merged = merged_weight(weight.to(module.linear.stored), delta).to(weight.dtype)
+            linears[module] = make_linear(merged, module.bias)
+            nbytes += merged.numel() * module.linear.stored.itemsize
             pause()
     return MergedCopy(adapter.digest, linears, nbytes)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from adapters.batched import AdapterBatch, BatchedLinear
 from adapters.delta import AdapterWeights
-from adapters.linear import LinearMap
 from adapters.native.linear import Deltas, NativeLinear, NativeLinears
 from adapters.native.placed import EXPAND_FIELDS, SHRINK_FIELDS, NativeAdapter, place
 from adapters.placed import Groups
@@ -60,19 +59,15 @@ class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
         self._library = library
         first = np.cumsum([0, *(len(names) for names in groups)]).tolist()
         self._modules = [range(*edges) for edges in pairwise(first)]
-        self._members: dict[int, list[LinearMap]] = {}
-        self._linears: dict[int, NativeLinears] = {}
-        self._done: tuple[Tensor, int, list[Tensor]] | None = None
+        self._layers: dict[int, list[BatchedLinear]] = {}
+        self._linears: dict[tuple[int, bool], NativeLinears] = {}
+        self._done: tuple[Tensor, NativeLinears, list[Tensor]] | None = None
 
     def attach(self, layer: BatchedLinear) -> None:
-        members = self._members.setdefault(layer.group, [])
-        members.append(layer.linear)
-        native = [linear for linear in members if isinstance(linear, NativeLinear)]
-        if len(native) == len(self.groups[layer.group]):
-            self._linears[layer.group] = NativeLinears(self._library, native)
+        self._layers.setdefault(layer.group, []).append(layer)
 
     def place(self, weights: AdapterWeights) -> NativeAdapter:
-        return place(weights, self.groups)
+        return place(self._library, weights, self.groups)
 
     def _rows(self, segments: Sequence[Segment[NativeAdapter]], on_logits: bool) -> _Rows:
         return _Rows(segments)
@@ -82,16 +77,27 @@ class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
         self._done = None
 
     def apply(self, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
-        linears = self._linears.get(module.group)
+        linears = self._together(module.group)
         if linears is None:
             return super().apply(module, source, x)
         # All modules of the group are computed together, when the first of them is called.
         done = self._done
-        if done is None or done[0] is not source or done[1] != module.group:
+        if done is None or done[0] is not source or done[1] is not linears:
             rows = self._logits if module.on_logits else self._tokens
             deltas = None if rows is None else self._deltas(rows, module, x)
-            done = self._done = source, module.group, linears(x, deltas)
+            done = self._done = source, linears, linears(x, deltas)
         return done[2][module.member]
+
+    def _together(self, group: int) -> NativeLinears | None:
+        """The maps of a group as one call, unless some of them are not native ones."""
+        frozen = [layer.frozen(merged=self.use_merged) for layer in self._layers[group]]
+        linears = self._linears.get((group, self.use_merged))
+        if linears is None or not linears.has(frozen):
+            native = [linear for linear in frozen if isinstance(linear, NativeLinear)]
+            if len(native) < len(frozen):
+                return None
+            linears = self._linears[group, self.use_merged] = NativeLinears(self._library, native)
+        return linears
 
     def _apply(self, rows: _Rows, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
         """For a base whose products are not ours: bfloat16, on CPUs that know it."""

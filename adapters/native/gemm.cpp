@@ -130,6 +130,12 @@ void panels_of(int64_t rows, const float *x, int64_t ldx, const W *panel, int co
     }
 }
 
+template <class To>
+inline To narrowed(To v) { return v; }
+
+template <class To>
+inline To narrowed(uint32_t v) { return static_cast<To>(v >> 16); }
+
 struct Segment {  // rows start .. stop-1 use the adapter of this slot
     int64_t start, stop, slot;
 };
@@ -243,9 +249,44 @@ void expand(const Segment *segments, int64_t n, const Expand *table, int64_t str
         expand_panels(segments[i], table[segments[i].slot * stride], s, lds, y, outputs, 0, total);
 }
 
+// The layout of panels: 16 outputs side by side for every input, in pairs of inputs where numbers are narrow.
+template <class From, class To>
+void pack(const From *w, int64_t outputs, int64_t inputs, To *panels) {
+    constexpr int PAIR = sizeof(To) == 2 ? 2 : 1;
+    int64_t size = panel_size<To>(inputs), total = (outputs + LANES - 1) / LANES;
+    for (int64_t p = 0; p < total; p++) {
+        To *panel = panels + p * size;
+        if (outputs - p * LANES < LANES || inputs % PAIR) std::memset(panel, 0, size * sizeof(To));
+        for (int64_t lane = 0; lane < LANES && p * LANES + lane < outputs; lane++) {
+            const From *row = w + (p * LANES + lane) * inputs;
+            for (int64_t k = 0; k < inputs; k++)
+                panel[(k / PAIR * LANES + lane) * PAIR + k % PAIR] = narrowed<To>(row[k]);
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
+
+// Whether bfloat16 would change any of these numbers.
+int needs_float32(const uint32_t *w, int64_t n) {
+    uint32_t low = 0;
+    for (int64_t first = 0; first < n && !low; first += 4096)
+        for (int64_t i = first; i < n && i < first + 4096; i++) low |= w[i] & 0xffff;
+    return low != 0;
+}
+
+void pack_f32(const float *w, int64_t outputs, int64_t inputs, float *panels) { pack(w, outputs, inputs, panels); }
+
+// Of float32 numbers that bfloat16 holds, the upper halves.
+void pack_halves(const uint32_t *w, int64_t outputs, int64_t inputs, uint16_t *panels) {
+    pack(w, outputs, inputs, panels);
+}
+
+void pack_bf16(const uint16_t *w, int64_t outputs, int64_t inputs, uint16_t *panels) {
+    pack(w, outputs, inputs, panels);
+}
 
 // Modules that read the same rows. `n` segments of them, maybe none, have deltas: their products with A go
 // through `s`. All threads are woken once, and wait for each other once.

@@ -19,6 +19,12 @@ _ARGUMENTS = {
     # segments, n, table, stride, shrunk, its width, y, outputs
     "expand_f32": [_P, _I, _P, _I, _P, _I, _P, _I],
     "expand_bf16": [_P, _I, _P, _I, _P, _I, _P, _I],
+    # numbers, how many
+    "needs_float32": [_P, _I],
+    # matrix, outputs, inputs, panels
+    "pack_f32": [_P, _I, _I, _P],
+    "pack_halves": [_P, _I, _I, _P],
+    "pack_bf16": [_P, _I, _I, _P],
 }
 
 
@@ -29,5 +35,5 @@ def library() -> ctypes.CDLL | None:
     if loaded is not None:
         for name, arguments in _ARGUMENTS.items():
             function = getattr(loaded, name)
-            function.argtypes, function.restype = arguments, None
+            function.argtypes, function.restype = arguments, ctypes.c_int if name == "needs_float32" else None
     return loaded

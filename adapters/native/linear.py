@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 
 import numpy as np
 import torch
@@ -58,6 +59,10 @@ class NativeLinears:
             )
         self._address = self._modules.ctypes.data
 
+    def has(self, members: Sequence[object]) -> bool:
+        """Whether it is made of these."""
+        return all(map(is_, self._members, members))
+
     def __call__(self, x: Tensor, deltas: Deltas | None = None) -> list[Tensor]:
         """`x`: `(rows, in_features)`; returns a new `(rows, out_features)` of each."""
         x = x.contiguous()
@@ -78,8 +83,9 @@ class NativeLinear:
 
     def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor | None) -> None:
         """`weight`: `(out_features, in_features)` float32."""
-        self.panels = pack(weight)
+        self.panels = pack(library, weight)
         self.bias = None if bias is None else bias.float().contiguous()
+        self.stored = self.panels.data.dtype
         self.alone = NativeLinears(library, [self])
 
     def __call__(self, x: Tensor, delta: Tensor | None = None) -> Tensor:

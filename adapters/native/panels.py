@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LANES = 16
@@ -31,17 +31,18 @@ class Panels:
         return plain.flatten(0, 1)[: self.outputs, : self.inputs].contiguous()
 
 
-def pack(matrix: Tensor) -> Panels:
+def pack(library: ctypes.CDLL, matrix: Tensor) -> Panels:
     """`matrix`: `(outputs, inputs)` on the CPU. Kept in bfloat16 where no value changes by that."""
-    matrix = matrix.float()
     outputs, inputs = matrix.shape
-    if (matrix.contiguous().view(torch.int32) & 0xFFFF).any():
-        return Panels(_lanes(matrix).transpose(1, 2).contiguous(), outputs, inputs)
-    lanes = _lanes(F.pad(matrix.bfloat16(), (0, inputs % 2)))
-    pairs = lanes.view(-1, LANES, (inputs + 1) // 2, 2)
-    return Panels(pairs.transpose(1, 2).contiguous(), outputs, inputs)
-
-
-def _lanes(matrix: Tensor) -> Tensor:
-    """`(panels, 16, inputs)`."""
-    return F.pad(matrix, (0, 0, 0, -matrix.shape[0] % LANES)).view(-1, LANES, matrix.shape[1])
+    panels = -(-outputs // LANES)
+    if matrix.dtype == torch.bfloat16:
+        matrix, function = matrix.contiguous(), library.pack_bf16
+    else:
+        matrix, function = matrix.float().contiguous(), library.pack_halves
+        if library.needs_float32(matrix.data_ptr(), matrix.numel()):
+            data = torch.empty(panels, inputs, LANES)
+            library.pack_f32(matrix.data_ptr(), outputs, inputs, data.data_ptr())
+            return Panels(data, outputs, inputs)
+    halves = torch.empty(panels, (inputs + 1) // 2, LANES, 2, dtype=torch.bfloat16)
+    function(matrix.data_ptr(), outputs, inputs, halves.data_ptr())
+    return Panels(halves, outputs, inputs)

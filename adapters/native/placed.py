@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class NativeAdapter(Placed):
         return self
 
 
-def place(weights: AdapterWeights, groups: Groups) -> NativeAdapter:
+def place(library: ctypes.CDLL, weights: AdapterWeights, groups: Groups) -> NativeAdapter:
     """Put `weights` into panels; where bfloat16 holds the values exactly, that is what is kept."""
     shrink = np.zeros((len(groups), SHRINK_FIELDS), np.int64)
     expand = np.zeros((sum(len(names) for names in groups), EXPAND_FIELDS), np.int64)
@@ -53,19 +54,27 @@ def place(weights: AdapterWeights, groups: Groups) -> NativeAdapter:
         for name in names:
             delta = weights.deltas.get(name)
             if delta is not None:
-                b = pack(delta.b)
+                b = pack(library, delta.b)
                 kept.append(b)
                 expand[module] = (*_where(b, start, delta.rank), _bits(delta.scale))
                 stacked.append(delta.a)
                 start += delta.rank
             module += 1
         if stacked:
-            a = pack(torch.cat([part.float() for part in stacked]))
+            a = pack(library, _joined(stacked))
             kept.append(a)
             shrink[index] = (a.data.data_ptr(), start, a.data.dtype == torch.bfloat16)
             columns = max(columns, start)
     nbytes = sum(panels.data.nbytes for panels in kept)
     return NativeAdapter(weights.digest, nbytes, shrink, expand, columns, tuple(kept))
+
+
+def _joined(stacked: list[Tensor]) -> Tensor:
+    """One below the other; in float32 unless all have the same type."""
+    if len(stacked) == 1:
+        return stacked[0]
+    same = len({part.dtype for part in stacked}) == 1
+    return torch.cat(stacked if same else [part.float() for part in stacked])
 
 
 def _where(b: Panels, start: int, rank: int) -> tuple[int, int, int, int]:

@@ -91,9 +91,12 @@ def nucleus(weights: Tensor, count: int, share: float, ratio: float) -> tuple[Te
     for floor in _FLOORS:
         places = np.flatnonzero(row >= floor * top)
         values = row[places]
-        if 0 < count <= len(places) or values.sum(dtype=np.float64) >= wanted or floor <= ratio:
+        # Fewer than `count` would change the total that a share is taken of later.
+        reached = floor <= ratio or values.sum(dtype=np.float64) >= wanted
+        enough = len(places) >= count if count else reached
+        if enough:
             break
     else:
         places, values = np.arange(row.shape[0]), row
-    order = np.argsort(-values)
+    order = np.argsort(-values, kind="stable")
     return torch.from_numpy(values[order]), torch.from_numpy(places[order])

@@ -10,7 +10,6 @@ import torch
 from adapters.linear import LinearMap, PackedLinear, PlainLinear, can_pack, make_linear
 from adapters.native.gemm import library
 from adapters.native.linear import NativeLinear
-from adapters.native.panels import pack
 
 
 def _random(*sizes: int, seed: int = 0) -> torch.Tensor:
@@ -101,8 +100,11 @@ def test_a_native_row_is_the_same_bit_for_bit_beside_any_others(inputs: int) -> 
 
 
 def test_a_weight_without_more_digits_is_kept_in_half_the_bytes() -> None:
-    weight = _random(32, 8)
-    assert pack(weight).data.dtype == torch.float32
-    assert pack(weight.bfloat16().float()).data.dtype == torch.bfloat16
-    assert torch.equal(pack(weight.bfloat16().float()).unpack(), weight.bfloat16().float())
-    assert pack(torch.cat([weight.bfloat16().float(), weight[:1]])).data.dtype == torch.float32
+    weight = _random(32, 9)
+    short = weight.bfloat16().float()
+    assert native(weight, None).panels.data.dtype == torch.float32
+    for given in (short, short.bfloat16()):
+        panels = native(given, None).panels
+        assert panels.data.dtype == torch.bfloat16
+        assert torch.equal(panels.unpack(), short)
+    assert native(torch.cat([short, weight[:1]]), None).panels.data.dtype == torch.float32

@@ -7,6 +7,7 @@ import struct
 import torch
 
 from adapters.delta import AdapterWeights, ModuleDelta
+from adapters.native.gemm import library
 from adapters.native.placed import place
 
 GROUPS = [("q", "k", "v"), ("o",)]
@@ -19,7 +20,9 @@ def _delta(rank: int, inputs: int, outputs: int, scale: float, dtype: torch.dtyp
 
 
 DELTAS = {"q": _delta(2, 6, 20, 0.3, torch.float32), "v": _delta(3, 6, 4, 2.0, torch.bfloat16)}
-PLACED = place(AdapterWeights("d", DELTAS), GROUPS)
+LIBRARY = library()
+assert LIBRARY is not None, "these tests need a C++ compiler"
+PLACED = place(LIBRARY, AdapterWeights("d", DELTAS), GROUPS)
 
 
 def test_tables_have_a_row_for_every_group_and_module() -> None:
@@ -44,5 +47,5 @@ def test_addresses_lead_to_the_exact_numbers() -> None:
 
 
 def test_counts_its_bytes() -> None:
-    # q's B: 2 panels of 2 x 16 float32; v's B: 1 of 3 x 16 bfloat16, in pairs; A of both: 1 of 6 x 16 float32.
+    # q's B: 2 panels of 2 x 16 float32; v's: 1 of 3 x 16 bfloat16, in pairs; A of both: 1 of 6 x 16 float32.
     assert PLACED.nbytes == 4 * 2 * 2 * 16 + 2 * 4 * 16 + 4 * 6 * 16
