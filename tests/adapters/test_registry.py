@@ -299,7 +299,9 @@ def _publish_until_killed(
 
 
 def test_kill_at_any_instant(tmp_path: Path, base: BaseSpec, files: AdapterFiles) -> None:
-    chance, processes = random.Random(7), multiprocessing.get_context("fork")
+    # Not forked from here: what other tests have started would not go on in a child.
+    chance, processes = random.Random(7), multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
     live: set[str] = set()
     highest: dict[str, int] = {}
     for seed in range(8):
