@@ -5,6 +5,9 @@ FROM python:3.11-slim
 # The address of PyTorch's own index of CPU builds gives a much smaller image.
 ARG TORCH_INDEX=""
 
+# The compiler of the CPU's native code, which is built for the processor that the container runs on.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+
 WORKDIR /app
 COPY constraints.txt ./
 RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch

@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from adapters.native.switch import DISABLE
+
 GIB = 1024**3
 MIB = 1024**2
 ENV_PREFIX = "MULTILORA_"
@@ -123,5 +125,5 @@ class Settings(BaseSettings):
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:
     """Names that look like settings and are none, such as a misspelt one."""
-    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
+    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields} | {DISABLE}
     return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 
+from adapters.native.switch import DISABLE
+
 log = logging.getLogger(__name__)
 
 _FLAGS = ("-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fno-exceptions")
 _COMPILE_SECONDS = 120
-DISABLE = "MULTILORA_NATIVE"
-"""Set to `0`, this variable keeps native code from being compiled and used."""
 
 
 def cache_dir() -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters.native.build import DISABLE, load_library
+from adapters.native.build import load_library
+from adapters.native.switch import DISABLE
 
 
 @pytest.fixture(autouse=True)
