@@ -59,6 +59,8 @@ def inside(job: dict[str, Any]) -> dict[str, Any]:
     settings = {**job["settings"], "data_dir": Path(job["settings"]["data_dir"])}
     core = load(Settings(**settings)).core
     rates: Figures = {}
+    # The wider, if some weights are kept in fewer bytes than others.
+    stored = max(layer.linear.stored.itemsize for layer in core.model.linears.values())
 
     def machine(number: int) -> Figures:
         rates.update(machine_rates(core.model.dtype))
@@ -67,7 +69,8 @@ def inside(job: dict[str, Any]) -> dict[str, Any]:
     def decode(batch: int) -> Case:
         def run(number: int) -> Figures:
             figures = time_decode(core, batch, job["prompt_tokens"], job["vocabulary"], number)
-            floor = floor_seconds(job["shape"], batch, figures["context"], core.model.dtype.itemsize, **rates)
+            sizes = stored, core.model.dtype.itemsize
+            floor = floor_seconds(job["shape"], batch, figures["context"], *sizes, **rates)
             return {**figures, "floor": floor, "times_floor": figures["step"] / floor}
 
         return run
@@ -75,21 +78,28 @@ def inside(job: dict[str, Any]) -> dict[str, Any]:
     cases: dict[str, Case] = {"machine": machine}
     cases |= {case_name(batch): decode(batch) for batch in BATCHES}
     done = run_rounds(cases, job["repeats"])
-    done.notes.append(f"weights and KV in {core.model.dtype}".replace("torch.", ""))
+    done.notes.append(f"{stored} bytes a weight, {core.model.dtype.itemsize} a number of the KV")
     return asdict(done)
 
 
 def floor_seconds(
-    shape: str, batch: int, context: float, itemsize: int, *, read_bandwidth: float, matrix_rate: float
+    shape: str,
+    batch: int,
+    context: float,
+    weight_bytes: int,
+    kv_bytes: int,
+    *,
+    read_bandwidth: float,
+    matrix_rate: float,
 ) -> float:
     """Seconds below which no decode step of `batch` sequences of `context` tokens each can come.
 
     Args:
-        itemsize: bytes of one number in weights and KV.
+        weight_bytes, kv_bytes: of one number of the weights, and of the KV.
         read_bandwidth: bytes per second. `matrix_rate`: floating-point operations per second.
     """
     needs = cost(shape)
-    nbytes = itemsize * (needs.weights + batch * context * needs.kv)
+    nbytes = weight_bytes * needs.weights + kv_bytes * batch * context * needs.kv
     flops = 2 * batch * (needs.weights + context * needs.attention)
     return max(nbytes / read_bandwidth, flops / matrix_rate)
 

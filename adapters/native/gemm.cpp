@@ -130,12 +130,6 @@ void panels_of(int64_t rows, const float *x, int64_t ldx, const W *panel, int co
     }
 }
 
-template <class To>
-inline To narrowed(To v) { return v; }
-
-template <class To>
-inline To narrowed(uint32_t v) { return static_cast<To>(v >> 16); }
-
 struct Segment {  // rows start .. stop-1 use the adapter of this slot
     int64_t start, stop, slot;
 };
@@ -249,18 +243,18 @@ void expand(const Segment *segments, int64_t n, const Expand *table, int64_t str
         expand_panels(segments[i], table[segments[i].slot * stride], s, lds, y, outputs, 0, total);
 }
 
-// The layout of panels: 16 outputs side by side for every input, in pairs of inputs where numbers are narrow.
-template <class From, class To>
-void pack(const From *w, int64_t outputs, int64_t inputs, To *panels) {
-    constexpr int PAIR = sizeof(To) == 2 ? 2 : 1;
-    int64_t size = panel_size<To>(inputs), total = (outputs + LANES - 1) / LANES;
-    for (int64_t p = 0; p < total; p++) {
-        To *panel = panels + p * size;
-        if (outputs - p * LANES < LANES || inputs % PAIR) std::memset(panel, 0, size * sizeof(To));
-        for (int64_t lane = 0; lane < LANES && p * LANES + lane < outputs; lane++) {
-            const From *row = w + (p * LANES + lane) * inputs;
-            for (int64_t k = 0; k < inputs; k++)
-                panel[(k / PAIR * LANES + lane) * PAIR + k % PAIR] = narrowed<To>(row[k]);
+// The layout of panels, in words of 32 bits: those of 16 outputs side by side, for every input or pair of inputs.
+// `word(k, row)` is the kth word of a row.
+template <class Word>
+void pack(int64_t outputs, int64_t words, uint32_t *panels, const Word &word) {
+    constexpr int64_t BLOCK = 16;  // words of 16 rows that fit into the nearest cache with what they become
+    for (int64_t first = 0; first < outputs; first += LANES, panels += words * LANES) {
+        int64_t rows = outputs - first < LANES ? outputs - first : LANES;
+        if (rows < LANES) std::memset(panels, 0, words * LANES * sizeof(uint32_t));
+        for (int64_t block = 0; block < words; block += BLOCK) {
+            int64_t end = words - block < BLOCK ? words : block + BLOCK;
+            for (int64_t lane = 0; lane < rows; lane++)
+                for (int64_t k = block; k < end; k++) panels[k * LANES + lane] = word(k, first + lane);
         }
     }
 }
@@ -277,15 +271,23 @@ int needs_float32(const uint32_t *w, int64_t n) {
     return low != 0;
 }
 
-void pack_f32(const float *w, int64_t outputs, int64_t inputs, float *panels) { pack(w, outputs, inputs, panels); }
-
-// Of float32 numbers that bfloat16 holds, the upper halves.
-void pack_halves(const uint32_t *w, int64_t outputs, int64_t inputs, uint16_t *panels) {
-    pack(w, outputs, inputs, panels);
+void pack_f32(const uint32_t *w, int64_t outputs, int64_t inputs, uint32_t *panels) {
+    pack(outputs, inputs, panels, [=](int64_t k, int64_t row) { return w[row * inputs + k]; });
 }
 
-void pack_bf16(const uint16_t *w, int64_t outputs, int64_t inputs, uint16_t *panels) {
-    pack(w, outputs, inputs, panels);
+// Of float32 numbers that bfloat16 holds, the upper halves.
+void pack_halves(const uint32_t *w, int64_t outputs, int64_t inputs, uint32_t *panels) {
+    pack(outputs, (inputs + 1) / 2, panels, [=](int64_t k, int64_t row) {
+        const uint32_t *pair = w + row * inputs + 2 * k;
+        return pair[0] >> 16 | (2 * k + 1 < inputs ? pair[1] & 0xffff0000u : 0);
+    });
+}
+
+void pack_bf16(const uint16_t *w, int64_t outputs, int64_t inputs, uint32_t *panels) {
+    pack(outputs, (inputs + 1) / 2, panels, [=](int64_t k, int64_t row) {
+        const uint16_t *pair = w + row * inputs + 2 * k;
+        return pair[0] | (2 * k + 1 < inputs ? static_cast<uint32_t>(pair[1]) << 16 : 0);
+    });
 }
 
 // Modules that read the same rows. `n` segments of them, maybe none, have deltas: their products with A go

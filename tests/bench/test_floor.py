@@ -26,14 +26,14 @@ def _shape(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_request_is_bound_by_bytes() -> None:
     kv = 2 * 3 * 1 * 4  # keys and values, layers, KV heads, head size
-    expected = 4 * (WEIGHTS + 10 * kv) / 1e9
-    assert floor.floor_seconds("hand", 1, 10, 4, read_bandwidth=1e9, matrix_rate=1e15) == expected
+    expected = (2 * WEIGHTS + 4 * 10 * kv) / 1e9
+    assert floor.floor_seconds("hand", 1, 10, 2, 4, read_bandwidth=1e9, matrix_rate=1e15) == expected
 
 
 def test_many_requests_are_bound_by_multiply_adds() -> None:
     attention = 2 * 3 * 2 * 4  # scores and values, layers, heads, head size
     expected = 2 * 32 * (WEIGHTS + 10 * attention) / 1e9
-    assert floor.floor_seconds("hand", 32, 10, 4, read_bandwidth=1e15, matrix_rate=1e9) == expected
+    assert floor.floor_seconds("hand", 32, 10, 2, 4, read_bandwidth=1e15, matrix_rate=1e9) == expected
 
 
 def test_a_timed_function_sums_up() -> None:
