@@ -69,8 +69,8 @@ def inside(job: dict[str, Any]) -> dict[str, Any]:
     def decode(batch: int) -> Case:
         def run(number: int) -> Figures:
             figures = time_decode(core, batch, job["prompt_tokens"], job["vocabulary"], number)
-            sizes = stored, core.model.dtype.itemsize
-            floor = floor_seconds(job["shape"], batch, figures["context"], *sizes, **rates)
+            kv = core.model.dtype.itemsize
+            floor = floor_seconds(job["shape"], batch, figures["context"], stored, kv, **rates)
             return {**figures, "floor": floor, "times_floor": figures["step"] / floor}
 
         return run

@@ -65,8 +65,8 @@ def inside(job: dict[str, Any]) -> dict[str, Any]:
     def decode(engine: Any, batch: int, adapters: list[str | None]) -> Case:
         def run(number: int) -> Figures:
             figures = time_decode(engine, batch, job["prompt_tokens"], job["vocabulary"], number, adapters)
-            sizes = dtype.itemsize, dtype.itemsize
-            floor = floor_seconds(job["shape"], batch, figures["context"], *sizes, **rates)
+            width = dtype.itemsize
+            floor = floor_seconds(job["shape"], batch, figures["context"], width, width, **rates)
             return {**figures, "floor": floor, "times_floor": figures["step"] / floor}
 
         return run
