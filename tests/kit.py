@@ -17,11 +17,13 @@ import torch
 from adapters.delta import AdapterWeights
 from adapters.limits import AdapterLimits
 from adapters.placed import Placed
+from adapters.plain import PlainBatch
 from adapters.reader import read_adapter
 from adapters.residency import Residency
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from server.engine.base import ServedModel
 from server.engine.core import EngineConfig, EngineCore, Results
+from server.engine.gathered import GatheredPlan
 from server.engine.request import (
     FinishReason,
     GenerationOutput,
@@ -76,6 +78,17 @@ class Family:
     @cached_property
     def model(self) -> ServedModel:
         return ServedModel(copy.deepcopy(self.stock), name="base", digest=f"base-{self.name}")
+
+    @cached_property
+    def plain(self) -> ServedModel:
+        """The same in plain torch operations, as it is served where there is no compiler."""
+        return ServedModel(
+            copy.deepcopy(self.stock),
+            name="base",
+            digest=f"base-{self.name}",
+            make_batch=lambda groups, linears, dtype, device, sizes: PlainBatch(groups, dtype),
+            plan=GatheredPlan,
+        )
 
     @property
     def adapters(self) -> tuple[str, ...]:

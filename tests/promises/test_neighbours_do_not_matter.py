@@ -29,20 +29,21 @@ def _wild(family: Family, folder: Path) -> AdapterWeights:
     return read_adapter(config, folder / WEIGHTS_FILE, family.model.spec, AdapterLimits(), digest="wild")
 
 
-@pytest.mark.parametrize("by_segment", [False, True])
+@pytest.mark.parametrize("form", ["native", "concatenated", "by segment"])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
 def test_an_adapter_that_overflows_harms_only_itself(
-    name: str, by_segment: bool, families: Families, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, form: str, families: Families, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Neither in the same step, nor through the KV blocks that it leaves behind."""
-    monkeypatch.setattr(forms, "SEGMENT_SECONDS", 0.0 if by_segment else math.inf)
+    monkeypatch.setattr(forms, "SEGMENT_SECONDS", 0.0 if form == "by segment" else math.inf)
     family = families(name)
+    model = family.model if form == "native" else family.plain
     wild = _wild(family, tmp_path)
 
     def load(digest: str) -> AdapterWeights:
         return wild if digest == "wild" else family.weights(digest)
 
-    with engine_core(family, load=load, kv_blocks=30, prefill=12) as core:
+    with engine_core(family, load=load, model=model, kv_blocks=30, prefill=12) as core:
         requests = [ask("wild0", PROMPTS[2], "wild", max_tokens=12, logprobs=1)]
         requests += [
             ask(f"{adapter}-{index}", prompt, adapter)

@@ -85,11 +85,11 @@ def test_it_does_so_without_prefix_reuse(name: str, families: Families) -> None:
 
 @pytest.mark.parametrize("by_segment", [False, True])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_both_forms_of_lora_answer_alike(
+def test_both_plain_forms_of_lora_answer_alike(
     name: str, by_segment: bool, families: Families, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forms, "SEGMENT_SECONDS", 0.0 if by_segment else math.inf)
-    with engine_core(families(name), prefill=23) as core:
+    with engine_core(families(name), model=families(name).plain, prefill=23) as core:
         _check(families(name), core)
 
 
