@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -306,7 +307,9 @@ def test_kill_at_any_instant(tmp_path: Path, base: BaseSpec, files: AdapterFiles
     highest: dict[str, int] = {}
     for seed in range(8):
         receive, send = processes.Pipe(duplex=False)
-        arguments = (tmp_path / "data", base, files, send, seed)
+        # Its own files, which it changes: a kill may tear them.
+        own = AdapterFiles(shutil.copytree(files.folder, tmp_path / f"adapter-{seed}"))
+        arguments = (tmp_path / "data", base, own, send, seed)
         child = processes.Process(target=_publish_until_killed, args=arguments)
         child.start()
         if seed % 2:
