@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+
+BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,9 @@ class BaseSpec:
             `model.layers.0.self_attn.q_proj`.
         other_modules: every other qualified module name, so that an error can tell "not a linear
             layer" from "no such module".
+        parameters: the shape of every parameter by qualified name, tied ones under each of their names.
+        kind: `decoder` generates, `encoder` classifies and embeds, `encoder-decoder` generates from a source.
+        embeddings: every table that is called with token ids, `(vocabulary, dim)`, by qualified module name.
         source: the path or hub id that the base was loaded from.
         tied_head: whether the output head shares its weight with the input embedding.
     """
@@ -38,5 +45,8 @@ class BaseSpec:
     digest: str
     linears: Mapping[str, LinearSpec]
     other_modules: frozenset[str] = field(default_factory=frozenset)
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    embeddings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    kind: BaseKind = "decoder"
     source: str = ""
     tied_head: bool = False

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from adapters.delta import AdapterWeights
+from adapters.extras import place_extras
 from adapters.linear import LinearMap
 from adapters.placed import Groups, Placed
 from adapters.segment import Segment
@@ -40,21 +42,37 @@ class AdapterBatch(ABC, Generic[P, R]):
 
     `P` is the form that it places adapters in, `R` what it keeps of a set of rows: all tokens of the step, or
     those whose logits are computed.
+
+    Attributes:
+        token_segments, logit_segments: whose the rows of the step in flight are; empty between steps.
     """
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: Groups, dtype: torch.dtype, *, pin: bool = False) -> None:
+        """`dtype`: of the rows; `pin`: place adapters in page-locked memory, to be copied on."""
         self.groups = groups
+        self.dtype = dtype
+        self.pin = pin
         self.use_merged = False
+        self.token_segments: Sequence[Segment[P]] = ()
+        self.logit_segments: Sequence[Segment[P]] = ()
         self._tokens: R | None = None
         self._logits: R | None = None
 
-    @abstractmethod
     def place(self, weights: AdapterWeights) -> P:
         """Put an adapter into the form that this batch computes with, on the host.
 
         Raises:
             InvalidAdapter: a value is too large for the type that is computed in.
         """
+        placed = self._place(weights)
+        extras = place_extras(weights, self.dtype, pin=self.pin)
+        if extras is None:
+            return placed
+        return replace(placed, extras=extras, nbytes=placed.nbytes + extras.nbytes)
+
+    @abstractmethod
+    def _place(self, weights: AdapterWeights) -> P:
+        """`place`, of the linear deltas."""
 
     @abstractmethod
     def _rows(self, segments: Sequence[Segment[P]], on_logits: bool) -> R:
@@ -70,6 +88,7 @@ class AdapterBatch(ABC, Generic[P, R]):
     def begin(self, tokens: Sequence[Segment[P]], logits: Sequence[Segment[P]]) -> None:
         """Set the adapters of the next forward pass: of its token rows, and of its logit rows."""
         self.end()
+        self.token_segments, self.logit_segments = tokens, logits
         if any(segment.adapter for segment in tokens):
             self._tokens = self._rows(tokens, on_logits=False)
             if any(segment.adapter for segment in logits):
@@ -78,6 +97,7 @@ class AdapterBatch(ABC, Generic[P, R]):
     def end(self) -> None:
         """Forget the step."""
         self._tokens = self._logits = None
+        self.token_segments = self.logit_segments = ()
 
     def apply(self, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
         """`W x` with each row's own delta; or with the merged `W`, in steps that use it.

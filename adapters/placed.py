@@ -7,7 +7,7 @@ Their `A` matrices are stored side by side, so that one product serves all of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Self
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adapters.delta import AdapterWeights, all_finite
 from adapters.errors import InvalidAdapter
+from adapters.extras import Extras
 
 Groups = Sequence[tuple[str, ...]]
 """Module names that share an input, in the order in which the model calls them."""
@@ -25,10 +26,16 @@ _ALIGNMENT = 16  # bytes at whose multiples the matrices begin, as GPUs read the
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """One adapter version ready to compute with, in the form that its batch wants. `nbytes`: its size."""
+    """One adapter version ready to compute with, in the form that its batch wants.
+
+    Attributes:
+        nbytes: its size, `extras` included.
+        extras: what it does beside its linear deltas, if anything.
+    """
 
     digest: str
     nbytes: int
+    extras: Extras | None = field(default=None, kw_only=True)
 
     def to(self, device: torch.device) -> Self:
         """The same adapter on `device`."""
@@ -75,10 +82,13 @@ class PlacedAdapter(Placed):
         """A copy from pinned memory does not block."""
         memory = self.memory.to(device, non_blocking=True)
         groups = _each(self.groups, lambda m: memory.as_strided(m.shape, m.stride(), m.storage_offset()))
-        return replace(self, groups=groups, memory=memory)
+        extras = self.extras and self.extras.to(device)
+        return replace(self, groups=groups, memory=memory, extras=extras)
 
     def tensors(self) -> Iterator[Tensor]:
         yield self.memory
+        if self.extras is not None:
+            yield from self.extras.tensors()
 
 
 def place(weights: AdapterWeights, groups: Groups, dtype: torch.dtype, *, pin: bool = False) -> PlacedAdapter:

@@ -81,14 +81,12 @@ class PlainBatch(AdapterBatch[PlacedAdapter, _Rows]):
 
     def __init__(self, groups: Groups, dtype: torch.dtype, *, pin: bool = False) -> None:
         """`dtype`: of the adapters' matrices; `pin`: place them in page-locked memory, to be copied on."""
-        super().__init__(groups)
-        self._dtype = dtype
-        self._pin = pin
+        super().__init__(groups, dtype, pin=pin)
         self._packs = PackCache()
         self._head_packs = PackCache()
 
-    def place(self, weights: AdapterWeights) -> PlacedAdapter:
-        return place(weights, self.groups, self._dtype, pin=self._pin)
+    def _place(self, weights: AdapterWeights) -> PlacedAdapter:
+        return place(weights, self.groups, self.dtype, pin=self.pin)
 
     def _rows(self, segments: Sequence[Segment[PlacedAdapter]], on_logits: bool) -> _Rows:
         return _Rows(segments, self._head_packs if on_logits else self._packs)

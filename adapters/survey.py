@@ -56,18 +56,39 @@ class SeenLinear:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the probe run showed. `logits`: `(vocabulary,)`, the stock model's answer after `probe`."""
+    """What the probe run showed.
+
+    Attributes:
+        logits: `(vocabulary,)`, the stock model's answer after `probe`.
+        tables: the embedding tables that were called with token ids.
+    """
 
     probe: Tensor
     logits: Tensor
     seen: tuple[SeenLinear, ...]
+    tables: Mapping[str, nn.Embedding]
 
     def describe(self, model: PreTrainedModel, *, name: str, digest: str, source: str = "") -> BaseSpec:
         """What adapters of this base are checked against. See `BaseSpec` for the arguments."""
         linears = self._linears()
         others = frozenset(path for path, _ in model.named_modules() if path and path not in linears)
         tied = bool(model.config.get_text_config().tie_word_embeddings)
-        return BaseSpec(name, digest, linears, others, source, tied)
+        parameters = {
+            path: tuple(parameter.shape) for path, parameter in model.named_parameters(remove_duplicate=False)
+        }
+        return BaseSpec(
+            name,
+            digest,
+            linears,
+            others,
+            parameters,
+            self._embeddings(),
+            source=source,
+            tied_head=tied,
+        )
+
+    def _embeddings(self) -> dict[str, tuple[int, int]]:
+        return {name: (module.num_embeddings, module.embedding_dim) for name, module in self.tables.items()}
 
     def _linears(self) -> dict[str, LinearSpec]:
         return {
@@ -109,7 +130,7 @@ def choose_batch(
         return CudaBatch(groups, linears, dtype, device, sizes)
     native = library() if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) else None
     if native is not None:
-        return NativeBatch(groups, native)
+        return NativeBatch(groups, native, dtype)
     return PlainBatch(groups, dtype, pin=device.type == "cuda")
 
 
@@ -125,10 +146,21 @@ def survey(model: PreTrainedModel) -> Survey:
         alive.append(args[0])
         seen.append(SeenLinear(name, module, args[0].numel() // args[0].shape[-1], id(args[0])))
 
+    tables: dict[str, nn.Embedding] = {}
+
+    def note_table(name: str, module: nn.Embedding, args: tuple[Tensor, ...]) -> None:
+        if args and args[0].shape == (1, PROBE_TOKENS) and bool((args[0][0] == probe).all()):
+            tables[name] = module
+
     hooks = [
         module.register_forward_pre_hook(lambda m, args, name=name: note(name, m, args))
         for name, module in model.named_modules()
         if type(module) in (nn.Linear, Conv1D)
+    ]
+    hooks += [
+        module.register_forward_pre_hook(lambda m, args, name=name: note_table(name, m, args))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
     ]
     try:
         with torch.inference_mode():
@@ -143,4 +175,4 @@ def survey(model: PreTrainedModel) -> Survey:
         for linear in seen
         if called.count(linear.name) == 1 and linear.rows == (1 if linear.module is head else PROBE_TOKENS)
     ]
-    return Survey(probe, logits, tuple(fit))
+    return Survey(probe, logits, tuple(fit), tables)

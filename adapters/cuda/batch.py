@@ -73,7 +73,7 @@ class CudaBatch(AdapterBatch[PlacedAdapter, _Rows]):
         device: torch.device,
         sizes: BatchSizes,
     ) -> None:
-        super().__init__(groups)
+        super().__init__(groups, dtype, pin=device.type == "cuda")
         shapes = [
             GroupShape(linears[names[0]].in_features, tuple(linears[name].out_features for name in names))
             for names in groups
@@ -81,14 +81,13 @@ class CudaBatch(AdapterBatch[PlacedAdapter, _Rows]):
         self._max_rank = sizes.rank
         self._table = AdapterTable(shapes, sizes.adapters, sizes.rank, dtype, device)
 
-    def place(self, weights: AdapterWeights) -> PlacedAdapter:
+    def _place(self, weights: AdapterWeights) -> PlacedAdapter:
         for name, delta in weights.deltas.items():
             if delta.rank > self._max_rank:
                 raise InvalidAdapter(
                     f"adapter {weights.digest[:12]}: {name} has rank {delta.rank}, more than {self._max_rank}"
                 )
-        pin = self._table.device.type == "cuda"
-        return place(weights, self.groups, self._table.dtype, pin=pin)
+        return place(weights, self.groups, self.dtype, pin=self.pin)
 
     def slots(self, adapters: Sequence[PlacedAdapter | None]) -> list[int]:
         """The slot of each row's adapter, -1 for the bare base.

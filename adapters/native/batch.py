@@ -54,8 +54,8 @@ class _Rows:
 class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
     """Float32 or bfloat16 rows on a CPU; sums are float32."""
 
-    def __init__(self, groups: Groups, library: ctypes.CDLL) -> None:
-        super().__init__(groups)
+    def __init__(self, groups: Groups, library: ctypes.CDLL, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(groups, dtype)
         self._library = library
         first = np.cumsum([0, *(len(names) for names in groups)]).tolist()
         self._modules = [range(*edges) for edges in pairwise(first)]
@@ -66,7 +66,7 @@ class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
     def attach(self, layer: BatchedLinear) -> None:
         self._layers.setdefault(layer.group, []).append(layer)
 
-    def place(self, weights: AdapterWeights) -> NativeAdapter:
+    def _place(self, weights: AdapterWeights) -> NativeAdapter:
         return place(self._library, weights, self.groups)
 
     def _rows(self, segments: Sequence[Segment[NativeAdapter]], on_logits: bool) -> _Rows:

@@ -95,6 +95,10 @@ class ServedModel:
         logits: Tensor = output.logits[0]
         return logits
 
+    def weight(self, name: str) -> Tensor:
+        """The frozen weight of a linear map, `(out_features, in_features)`, by its name in `spec.linears`."""
+        return self.linears[name].weight
+
     def checksum(self) -> str:
         """Hex SHA-256 over every weight as it is used now: equal before and after, whatever was served."""
         hasher = hashlib.sha256()

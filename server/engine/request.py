@@ -78,6 +78,37 @@ class GenerationRequest:
     scope: str = ""
 
 
+PoolingTask = Literal["embed", "classify", "token_classify"]
+Pooling = Literal["last", "mean", "cls"]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolingRequest:
+    """One sequence to embed or to classify: nothing is generated.
+
+    Attributes:
+        request_id, prompt, adapter, scope: as in `GenerationRequest`.
+        task: `embed` gives the pooled hidden state; the others put it through the adapter's head.
+        pooling: of which tokens' last hidden states; `token_classify` uses each by itself.
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    task: PoolingTask
+    pooling: Pooling = "last"
+    adapter: str | None = None
+    scope: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolingOutput:
+    """The answer. `vectors`: one, or for `token_classify` one for each prompt token; embeddings or logits."""
+
+    request_id: str
+    vectors: tuple[tuple[float, ...], ...]
+    cached_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationOutput:
     """What one engine step added to one sequence.
