@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -12,19 +12,17 @@ from adapters.residency import Residency
 from server.engine.base import ServedModel
 from server.engine.decode import choose_decode
 from server.engine.detokenize import Decoder, TextStream
+from server.engine.finish import append_tokens, select_rows
 from server.engine.kv import BlockPool
 from server.engine.merging import Merger
-from server.engine.plans import Sampler, choose_sampler
+from server.engine.plans import choose_sampler
 from server.engine.request import (
     EngineError,
-    FinishReason,
     GenerationOutput,
     GenerationRequest,
     QueueFull,
-    TokenLogprob,
 )
 from server.engine.runner import Runner, Scored
-from server.engine.sampler import stop_ids
 from server.engine.scheduler import Plan, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.stats import EngineStats, MergeStats
@@ -197,15 +195,15 @@ class EngineCore:
         for rows in scored:
             self._score_prompt(logits, rows)
         sampling = [rows for rows in scored if rows.samples]
-        results: Results = []
-        if sampling:
-            last = _select(logits, [rows.stop - 1 for rows in sampling])
-            sequences = [rows.sequence for rows in sampling]
-            chosen = self.sampler.sample(last, sequences, self._end_tokens)
-            scores = _scores(self.sampler, last, sequences, chosen)
-            for row, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):
-                results.append((sequence.request.request_id, self._append(sequence, token, scores.get(row))))
-        return results
+        if not sampling:
+            return []
+        last = select_rows(logits, [rows.stop - 1 for rows in sampling])
+        outputs = append_tokens(self.sampler, last, [rows.sequence for rows in sampling], self._end_tokens)
+        for output in outputs:
+            self._generated_tokens += len(output.token_ids)
+            if output.finish_reason is not None:
+                self.abort(output.request_id)
+        return [(output.request_id, output) for output in outputs]
 
     def _score_prompt(self, logits: Tensor, rows: Scored) -> None:
         """Scores of the prompt tokens that this chunk predicts: all but the first of the prompt."""
@@ -220,47 +218,6 @@ class EngineCore:
         if count > 0:
             targets = sequence.tokens[known : known + count]
             sequence.prompt_logprobs += self.sampler.logprobs(logits[first : first + count], targets, top)
-
-    def _append(self, sequence: Sequence, token: int, scores: list[TokenLogprob] | None) -> GenerationOutput:
-        p = sequence.request.sampling
-        first = sequence.generated == 0
-        prompt = tuple(sequence.prompt_logprobs) if first and p.prompt_logprobs is not None else None
-        text: str = ""
-        reason: FinishReason | None = "length"
-        stop: str | int | None = None
-        if p.max_tokens:
-            sequence.tokens.append(token)
-            self._generated_tokens += 1
-            text, reason, stop = self._advance_text(sequence, token)
-        if reason is not None:
-            self.abort(sequence.request.request_id)
-        return GenerationOutput(
-            sequence.request.request_id,
-            text,
-            (token,) if p.max_tokens else (),
-            tuple(scores) if scores is not None and p.max_tokens else None,
-            reason,
-            stop,
-            prompt,
-            (sequence.cached or 0) if first else 0,
-        )
-
-    def _advance_text(
-        self, sequence: Sequence, token: int
-    ) -> tuple[str, FinishReason | None, str | int | None]:
-        """New text, and whether and why the sequence ends with `token`."""
-        p = sequence.request.sampling
-        early = sequence.generated <= p.min_tokens
-        if not early and token in stop_ids(p, self._end_tokens):
-            text, stop = sequence.text.finish()
-            return text, "stop", token if stop is None else stop
-        text, stop = sequence.text.push(token, stops=not early)
-        if stop is not None:
-            return text, "stop", stop
-        if sequence.generated == p.max_tokens:
-            more, stop = sequence.text.finish()
-            return text + more, "length" if stop is None else "stop", stop
-        return text, None, None
 
     def _account(self, plan: Plan, seconds: float) -> None:
         self._step_seconds += seconds
@@ -307,20 +264,3 @@ class EngineCore:
             merge=MergeStats() if self.merger is None else self.merger.stats(),
             healthy=healthy,
         )
-
-
-def _select(logits: Tensor, rows: list[int]) -> Tensor:
-    """`logits[rows]`, without a copy where that is all of them."""
-    return logits if rows == [*range(logits.shape[0])] else logits[rows]
-
-
-def _scores(
-    sampler: Sampler, logits: Tensor, sequences: list[Sequence], chosen: list[int]
-) -> dict[int, list[TokenLogprob]]:
-    """Scores of the chosen tokens by row, for those who asked."""
-    tops = {row: top for row, s in enumerate(sequences) if (top := s.request.sampling.logprobs) is not None}
-    if not tops:
-        return {}
-    rows = [*tops]
-    found = sampler.logprobs(_select(logits, rows), [chosen[row] for row in rows], max(tops.values()))
-    return {row: [replace(score, top=score.top[: tops[row]])] for row, score in zip(rows, found, strict=True)}
