@@ -97,6 +97,14 @@ class EngineCore:
         self._parts = {"schedule": 0.0, "forward": 0.0, "sample": 0.0}
 
     @property
+    def max_model_len(self) -> int:
+        return self.config.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    @property
     def busy(self) -> bool:
         return bool(self._live)
 

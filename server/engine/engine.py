@@ -10,24 +10,65 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TypeVar
+from typing import Generic, Protocol
 
+from typing_extensions import TypeVar
+
+from adapters.residency import Residency
 from server.engine.core import EngineCore, Result, Results
 from server.engine.request import EngineError, GenerationOutput, GenerationRequest
 from server.engine.stats import EngineStats
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 _FAILURES = 3  # steps that may fail in a row before the engine counts as broken
 _SNAPSHOT_SECONDS = 0.1  # how old the counters may be while it runs: to collect them takes time from steps
 
 
-class Engine:
-    """Runs an `EngineCore` in a thread of its own, which alone touches it."""
+class Core(Protocol):
+    """What runs in the thread, one step after another: `EngineCore`, or that of another kind of base."""
 
-    def __init__(self, core: EngineCore) -> None:
-        self.max_model_len = core.config.max_model_len
-        self.vocab_size = core.model.vocab_size
+    residency: Residency
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def busy(self) -> bool: ...
+
+    @property
+    def occupancy(self) -> tuple[int, int]: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def submit(self, request: GenerationRequest) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def abort_all(self) -> list[str]: ...
+
+    def forget(self, digest: str) -> None: ...
+
+    def step(self) -> Results: ...
+
+    def stats(self, *, healthy: bool = True) -> EngineStats: ...
+
+    def close(self) -> None: ...
+
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Core, default=EngineCore)
+
+
+class Engine(Generic[C]):
+    """Runs a core in a thread of its own, which alone touches it."""
+
+    def __init__(self, core: C) -> None:
+        self.max_model_len = core.max_model_len
+        self.vocab_size = core.vocab_size
         self._core = core
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, asyncio.Queue[Result]] = {}
@@ -95,7 +136,7 @@ class Engine:
     def draining(self) -> bool:
         return self._draining
 
-    async def call(self, function: Callable[[EngineCore], T]) -> T:
+    async def call(self, function: Callable[[C], T]) -> T:
         """Run `function` on the core between two steps.
 
         Raises:
