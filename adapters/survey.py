@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from adapters.base import BaseSpec, LinearSpec
+from adapters.base import BaseKind, BaseSpec, LinearSpec
 from adapters.batched import AdapterBatch, BatchedLinear, BatchSizes
 from adapters.cuda.available import has_kernels
 from adapters.linear import make_linear
@@ -25,6 +25,7 @@ from adapters.placed import Groups
 from adapters.plain import PlainBatch
 
 PROBE_TOKENS = 24
+PROBE_TARGET = 10  # tokens of the decoder's side, where there are two sides
 
 MakeBatch = Callable[
     [Groups, Mapping[str, LinearSpec], torch.dtype, torch.device, BatchSizes], AdapterBatch[Any, Any]
@@ -67,12 +68,15 @@ class Survey:
     logits: Tensor
     seen: tuple[SeenLinear, ...]
     tables: Mapping[str, nn.Embedding]
+    kind: BaseKind = "decoder"
 
     def describe(self, model: PreTrainedModel, *, name: str, digest: str, source: str = "") -> BaseSpec:
         """What adapters of this base are checked against. See `BaseSpec` for the arguments."""
         linears = self._linears()
         others = frozenset(path for path, _ in model.named_modules() if path and path not in linears)
-        tied = bool(model.config.get_text_config().tie_word_embeddings)
+        head, table = model.get_output_embeddings(), model.get_input_embeddings()
+        # The config does not tell: T5's says that they are tied where the checkpoint has two matrices.
+        tied = head is not None and head.weight is table.weight
         parameters = {
             path: tuple(parameter.shape) for path, parameter in model.named_parameters(remove_duplicate=False)
         }
@@ -83,6 +87,7 @@ class Survey:
             others,
             parameters,
             self._embeddings(),
+            kind=self.kind,
             source=source,
             tied_head=tied,
         )
@@ -134,8 +139,8 @@ def choose_batch(
     return PlainBatch(groups, dtype, pin=device.type == "cuda")
 
 
-def survey(model: PreTrainedModel) -> Survey:
-    """Run the probe prompt through the stock model and look."""
+def survey(model: PreTrainedModel, kind: BaseKind = "decoder") -> Survey:
+    """Run the probe prompt through the stock model, which is of this kind, and look."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
     probe = torch.randint(0, vocabulary, (PROBE_TOKENS,), generator=generator).to(model.device)
@@ -148,8 +153,10 @@ def survey(model: PreTrainedModel) -> Survey:
 
     tables: dict[str, nn.Embedding] = {}
 
+    inputs, row_counts, head_rows = _probe_run(kind, probe)
+
     def note_table(name: str, module: nn.Embedding, args: tuple[Tensor, ...]) -> None:
-        if args and args[0].shape == (1, PROBE_TOKENS) and bool((args[0][0] == probe).all()):
+        if args and any(torch.equal(args[0], ids) for ids in inputs.values() if torch.is_tensor(ids)):
             tables[name] = module
 
     hooks = [
@@ -164,7 +171,7 @@ def survey(model: PreTrainedModel) -> Survey:
     ]
     try:
         with torch.inference_mode():
-            logits = model(input_ids=probe[None], use_cache=False, logits_to_keep=1).logits[0, -1]
+            logits = model(**inputs).logits[0, -1]
     finally:
         for hook in hooks:
             hook.remove()
@@ -173,6 +180,16 @@ def survey(model: PreTrainedModel) -> Survey:
     fit = [
         linear
         for linear in seen
-        if called.count(linear.name) == 1 and linear.rows == (1 if linear.module is head else PROBE_TOKENS)
+        if called.count(linear.name) == 1
+        and linear.rows in ({head_rows} if linear.module is head else row_counts)
     ]
-    return Survey(probe, logits, tuple(fit), tables)
+    return Survey(probe, logits, tuple(fit), tables, kind)
+
+
+def _probe_run(kind: BaseKind, probe: Tensor) -> tuple[dict[str, Any], set[int], int]:
+    """What the stock model is called with; the rows of a layer that runs on every token; the head's rows."""
+    if kind == "encoder-decoder":
+        target = probe[None, :PROBE_TARGET]
+        inputs = {"input_ids": probe[None], "decoder_input_ids": target, "use_cache": False}
+        return inputs, {PROBE_TOKENS, PROBE_TARGET}, PROBE_TARGET
+    return {"input_ids": probe[None], "use_cache": False, "logits_to_keep": 1}, {PROBE_TOKENS}, 1
