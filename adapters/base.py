@@ -23,6 +23,23 @@ class LinearSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsSpec:
+    """One fused parameter of all experts of a layer, or the weight of their router.
+
+    Each of the `experts` maps is `(out_features, in_features)`; the parameter is `(experts, out_features,
+    in_features)`, or `(experts, in_features, out_features)` if `transposed`. A router is one expert, without
+    that dimension.
+    """
+
+    name: str
+    experts: int
+    in_features: int
+    out_features: int
+    transposed: bool = False
+    router: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class BaseSpec:
     """The frozen base as adapters see it.
 
@@ -36,8 +53,12 @@ class BaseSpec:
         parameters: the shape of every parameter by qualified name, tied ones under each of their names.
         kind: `decoder` generates, `encoder` classifies and embeds, `encoder-decoder` generates from a source.
         embeddings: every table that is called with token ids, `(vocabulary, dim)`, by qualified module name.
+        experts: the parameters of mixtures of experts that adapters may add to, by qualified name such as
+            `model.layers.0.mlp.experts.gate_up_proj`, in the order in which their modules define them.
         source: the path or hub id that the base was loaded from.
         tied_head: whether the output head shares its weight with the input embedding.
+        task: PEFT's name (`SEQ_CLS`, `TOKEN_CLS`) of what the checkpoint itself has a trained head for, or None.
+        labels: names of that head's outputs.
     """
 
     name: str
@@ -46,6 +67,9 @@ class BaseSpec:
     other_modules: frozenset[str] = field(default_factory=frozenset)
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     embeddings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    experts: Mapping[str, ExpertsSpec] = field(default_factory=dict)
     kind: BaseKind = "decoder"
     source: str = ""
     tied_head: bool = False
+    task: str | None = None
+    labels: tuple[str, ...] = ()
