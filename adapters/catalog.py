@@ -27,6 +27,7 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    inspect,
     select,
     update,
 )
@@ -46,7 +47,13 @@ _VERSIONS = Table(
     Column("target_modules", JSON, nullable=False),
     Column("source", Text, nullable=False),
     Column("deleted", Float),
+    Column("task", String(63)),
+    Column("labels", JSON),
+    Column("invocation", JSON),
 )
+
+
+_LISTS = ("target_modules", "labels", "invocation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ class AdapterVersion:
         parameters: numbers in all its tensors.
         target_modules: distinct last components of the wrapped modules' names, sorted.
         source: where it came from, in the publisher's words.
+        task, labels, invocation: as in `AdapterWeights`.
     """
 
     name: str
@@ -74,6 +82,9 @@ class AdapterVersion:
     parameters: int
     target_modules: tuple[str, ...]
     source: str = ""
+    task: str | None = None
+    labels: tuple[str, ...] = ()
+    invocation: tuple[int, ...] = ()
 
     @property
     def ref(self) -> str:
@@ -87,6 +98,7 @@ class Catalog:
     def __init__(self, path: Path) -> None:
         self._engine = _connect(path)
         _METADATA.create_all(self._engine)
+        _add_columns(self._engine)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -105,7 +117,7 @@ class Catalog:
             return (connection.execute(query).scalar() or 0) + 1
 
     def add(self, version: AdapterVersion) -> None:
-        row = asdict(version) | {"target_modules": list(version.target_modules)}
+        row = asdict(version) | {name: list(getattr(version, name)) for name in _LISTS}
         with self._engine.begin() as connection:
             connection.execute(insert(_VERSIONS).values(row))
 
@@ -133,6 +145,16 @@ def _connect(path: Path) -> Engine:
     return engine
 
 
+def _add_columns(engine: Engine) -> None:
+    """A file that an older release wrote gets what it lacks, empty in all its rows."""
+    known = {column["name"] for column in inspect(engine).get_columns(_VERSIONS.name)}
+    with engine.begin() as connection:
+        for column in _VERSIONS.columns:
+            if column.name not in known:
+                kind = column.type.compile(engine.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {_VERSIONS.name} ADD COLUMN {column.name} {kind}")
+
+
 def _from_row(row: dict[str, Any]) -> AdapterVersion:
     row.pop("deleted")
-    return AdapterVersion(**row | {"target_modules": tuple(row["target_modules"])})
+    return AdapterVersion(**row | {name: tuple(row[name] or ()) for name in _LISTS})

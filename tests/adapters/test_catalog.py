@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,4 +43,20 @@ def test_deleted_rows_keep_their_number(tmp_path: Path) -> None:
     assert catalog.next_version("b") == 1
     with pytest.raises(IntegrityError):
         catalog.add(version("a", 2))
+    catalog.close()
+
+
+def test_a_file_of_an_older_release_gets_the_columns_that_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "catalog"
+    catalog = Catalog(path)
+    catalog.add(version("a", 1))
+    catalog.close()
+    with closing(sqlite3.connect(path)) as old:
+        for column in ("task", "labels", "invocation"):
+            old.execute(f"ALTER TABLE adapter_versions DROP COLUMN {column}")
+        old.commit()
+    newer = replace(version("a", 2), task="SEQ_CLS", labels=("good", "bad"), invocation=(7, 8))
+    catalog = Catalog(path)
+    catalog.add(newer)
+    assert catalog.live() == [version("a", 1), newer]
     catalog.close()
