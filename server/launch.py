@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import uvicorn
 
+from adapters.base import BaseKind
 from adapters.batched import BatchSizes
 from adapters.errors import AdapterError
 from adapters.limits import AdapterLimits
@@ -34,6 +35,8 @@ from server.engine.core import EngineConfig, EngineCore
 from server.engine.engine import Engine
 from server.engine.loading import UnsupportedModel
 from server.engine.merging import Merger
+from server.engine.seq2seq.core import Seq2SeqCore
+from server.engine.seq2seq.model import Seq2SeqModel
 from server.heartbeat import beat
 from server.machine import free_memory
 from server.settings import GIB, MIB, Settings
@@ -44,6 +47,11 @@ log = logging.getLogger(__name__)
 _KV_SHARE = 0.25  # of free memory, when --kv-cache-gb is not given
 _KV_MOST_CPU = 4 * GIB
 _LAST_BYTES_SECONDS = 1
+_KINDS: dict[BaseKind, tuple[Any, Any]] = {
+    "decoder": (ServedModel, EngineCore),
+    "encoder-decoder": (Seq2SeqModel, Seq2SeqCore),
+}
+"""The serving form of a base, and the core that runs it, by what it does."""
 INTERRUPTED = 130
 """The shell's code for Ctrl-C."""
 
@@ -54,11 +62,14 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A base and everything needed to serve it. `startup` is what loading it took."""
+    """A base and everything needed to serve it. `startup` is what loading it took.
 
-    model: ServedModel
+    `model` and `core` are of the types that suit the base's kind, as `_KINDS` has them.
+    """
+
+    model: Any
     tokenizer: Any
-    core: EngineCore
+    core: Any
     registry: Registry
     startup: Startup
 
@@ -78,6 +89,10 @@ def load(settings: Settings, startup: Startup | None = None) -> Loaded:
 def _load(settings: Settings, startup: Startup) -> Loaded:
     folder = loading.resolve_folder(settings.model or str(MODEL_DIR))
     config = loading.load_config(folder)
+    model_type, core_type = _KINDS[loading.base_kind(config)]
+    merges = settings.merge is not None or settings.auto_merge != "off"
+    if merges and core_type is not EngineCore:
+        raise StartError(f"{config.model_type} is no decoder: --merge and --auto-merge are not for it")
     # The hash takes as long as the weights take to be read, and leaves the interpreter to others.
     with ThreadPoolExecutor(1) as beside:
         hashed = beside.submit(loading.base_digest, folder)
@@ -91,11 +106,11 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
     name = settings.served_model_name or (source.rstrip("/").split("/")[-1] if settings.model else "base")
     sizes = BatchSizes(settings.max_running, settings.max_adapter_rank)
     startup.lap("base")
-    model = ServedModel(stock, name=name, digest=digest, source=source, sizes=sizes)
+    model = model_type(stock, name=name, digest=digest, source=source, sizes=sizes)
     startup.lap("proof")
     registry = Registry(settings.data_dir, model.spec, _limits(settings), model.dtype)
     published = [_publish(registry, entry) for entry in settings.adapter]
-    core = EngineCore(
+    core = core_type(
         model, tokenizer, _residency(settings, registry, model), _sizes(settings, config, model), ends
     )
     if settings.merge:
@@ -129,7 +144,7 @@ def _limits(settings: Settings) -> AdapterLimits:
     )
 
 
-def _residency(settings: Settings, registry: Registry, model: ServedModel) -> Residency:
+def _residency(settings: Settings, registry: Registry, model: Any) -> Residency:
     return Residency(
         registry.load,
         model.batch.place,
@@ -139,12 +154,12 @@ def _residency(settings: Settings, registry: Registry, model: ServedModel) -> Re
     )
 
 
-def _sizes(settings: Settings, config: Any, model: ServedModel) -> EngineConfig:
+def _sizes(settings: Settings, config: Any, model: Any) -> EngineConfig:
     """KV blocks from the memory there is, and the context that fits into them."""
     nbytes = int(settings.kv_cache_gb * GIB) if settings.kv_cache_gb else _default_kv_bytes(model.device)
     longest = loading.context_length(config)
     asked = settings.max_model_len or longest
-    if asked > longest:
+    if asked > longest and loading.base_kind(config) != "encoder-decoder":  # T5's positions have no end
         raise StartError(f"--max-model-len {asked}: this model sees at most {longest} tokens")
     block_bytes = model.kv_bytes * settings.block_size
     useful = -(-asked // settings.block_size) * max(settings.max_running, 1) * 2

@@ -10,14 +10,23 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
+from adapters.base import BaseKind
 from adapters.linear import has_fast_bfloat16
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _DYNAMIC_ROPE = ("dynamic", "longrope")
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_SEQ2SEQ_TYPES = ("t5", "mt5", "umt5")
+_T5_SOURCE = 512  # tokens that T5 was trained with, where a config does not say
 
 
 class UnsupportedModel(Exception):
@@ -68,12 +77,20 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
-    """`auto` is the checkpoint's own type, save what a CPU is slow at: float16, and emulated bfloat16."""
+    """`auto` is the checkpoint's own type, save what a CPU is slow at: float16, and emulated bfloat16.
+
+    T5 was trained in bfloat16, and its activations grow too large for float16.
+    """
+    seq2seq = base_kind(config) == "encoder-decoder"
+    if seq2seq and name == "float16":
+        raise UnsupportedModel(
+            f"--dtype float16: {config.model_type} overflows in it; use bfloat16 or float32"
+        )
     if name != "auto":
         return DTYPES[name]
     stored = getattr(config, "dtype", None) or torch.float32
     if device.type == "cuda":
-        return torch.bfloat16 if stored == torch.float32 else stored
+        return torch.bfloat16 if stored == torch.float32 or seq2seq else stored
     half = stored in (torch.bfloat16, torch.float16)
     return torch.bfloat16 if half and has_fast_bfloat16() else torch.float32
 
@@ -96,11 +113,17 @@ def load_config(folder: Path) -> Any:
     return config
 
 
+def base_kind(config: Any) -> BaseKind:
+    """What a base with this configuration does; see `BaseSpec`."""
+    return "encoder-decoder" if getattr(config, "is_encoder_decoder", False) else "decoder"
+
+
 def refuse_unsupported(config: Any) -> None:
-    """Raise `UnsupportedModel` for what the paged path can't express."""
-    if config.is_encoder_decoder:
+    """Raise `UnsupportedModel` for what no engine here can express."""
+    if config.is_encoder_decoder and config.model_type not in _SEQ2SEQ_TYPES:
         raise UnsupportedModel(
-            f"{config.model_type} is an encoder-decoder model; only decoder models are served"
+            f"{config.model_type} is an encoder-decoder model; of these only the T5 family is served "
+            f"({', '.join(_SEQ2SEQ_TYPES)})"
         )
     unknown = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
     if unknown:
@@ -113,8 +136,12 @@ def context_length(config: Any) -> int:
     """Most tokens that the model may see, from its configuration.
 
     Some rotary scalings change with the longest sequence of the batch: a row would depend on its
-    neighbours. Such models are served up to the length at which the scaling begins.
+    neighbours. Such models are served up to the length at which the scaling begins. Of an encoder-decoder
+    model it is source and target together, each as long as in training: its positions are relative, so that
+    longer ones are possible.
     """
+    if base_kind(config) == "encoder-decoder":
+        return 2 * int(getattr(config, "n_positions", 0) or _T5_SOURCE)
     length = int(getattr(config, "max_position_embeddings", 0) or 2048)
     rope = getattr(config, "rope_parameters", None) or {}
     variants = [rope, *(value for value in rope.values() if isinstance(value, dict))]
@@ -127,6 +154,12 @@ def context_length(config: Any) -> int:
     return length
 
 
+_AUTO_CLASSES: dict[BaseKind, Any] = {
+    "decoder": AutoModelForCausalLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+}
+
+
 def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model in evaluation mode with stock attention, frozen.
 
@@ -136,7 +169,7 @@ def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.devi
     if not hasattr(config, "use_cache"):
         config.use_cache = False
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = _AUTO_CLASSES[base_kind(config)].from_pretrained(
             folder,
             config=config,
             dtype=dtype,
