@@ -15,6 +15,7 @@ from adapters.batched import AdapterBatch, BatchSizes
 from adapters.placed import Placed
 from adapters.segment import Segment
 from adapters.survey import PROBE_TARGET, MakeBatch, choose_batch, survey
+from server.engine.checksum import weights_checksum
 from server.engine.loading import UnsupportedModel, refuse_unsupported
 from server.engine.native.norms import use_native_norms
 from server.engine.seq2seq.memory import Memory, MemoryShape
@@ -53,6 +54,7 @@ class Seq2SeqModel:
         """
         config: Any = model.config
         refuse_unsupported(config)
+        self.model = model
         self.device, self.dtype = model.device, model.dtype
         self.start = _start_token(model)
         seen = survey(model, "encoder-decoder")
@@ -92,6 +94,14 @@ class Seq2SeqModel:
                 hidden = hidden * self._output_scale
             logits: Tensor = self._head(hidden)
         return logits[0]
+
+    def weight(self, name: str) -> Tensor:
+        """The frozen weight of a linear map, `(out_features, in_features)`, by its name in `spec.linears`."""
+        return self.linears[name].weight
+
+    def checksum(self) -> str:
+        """See `weights_checksum`."""
+        return weights_checksum(self.model, self.linears)
 
     def _prove(self, kind: str, probe: Tensor, stock: Tensor) -> None:
         """The probe's target, token by token beside another sequence, must end with the stock logits."""
