@@ -149,6 +149,11 @@ def attention_plan(plan: AttentionPlan) -> Iterator[None]:
         _plan.reset(token)
 
 
+def current_plan() -> AttentionPlan:
+    """The plan of the forward pass that is going on."""
+    return _plan.get()
+
+
 def paged_attention(
     module: nn.Module,
     query: Tensor,

@@ -27,23 +27,23 @@ def _library() -> ctypes.CDLL | None:
 
 
 class NativeRMSNorm(nn.Module):
-    """`x / sqrt(mean(x^2) + eps) * scale` over the last dimension, float32."""
+    """`x / sqrt(mean(x^2) + eps) * scale` over the last dimension, float32. `scale_data`: its address."""
 
     def __init__(self, library: ctypes.CDLL, weight: nn.Parameter, scale: Tensor, eps: float) -> None:
         """`weight`: the base's own parameter; `scale`: `(width,)`, the factor that it stands for."""
         super().__init__()
         self.weight = weight
         self._scale = scale.contiguous()
-        self._scale_data = self._scale.data_ptr()
+        self.scale_data = self._scale.data_ptr()
         self._width = scale.shape[0]
-        self._eps = eps
+        self.eps = eps
         self._norm = library.rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         y = torch.empty_like(x)
         rows = x.numel() // self._width
-        self._norm(x.data_ptr(), rows, self._width, self._scale_data, self._eps, y.data_ptr())
+        self._norm(x.data_ptr(), rows, self._width, self.scale_data, self.eps, y.data_ptr())
         return y
 
 
