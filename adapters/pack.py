@@ -8,14 +8,29 @@ nothing is padded or sorted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from adapters.placed import PlacedAdapter, PlacedGroup, PlacedPart, stack_columns
+from adapters.placed import PlacedAdapter, PlacedGroup, stack_columns
 from adapters.segment import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPart:
+    """`start`, `stop` and `bt` as in `PlacedPart`, of all adapters.
+
+    `magnitude` and `shift` have one row for each slot, and a last one for the bare base: `(adapters + 1,
+    out_features)`, or None where no adapter has any.
+    """
+
+    start: int
+    stop: int
+    bt: Tensor
+    magnitude: Tensor | None
+    shift: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +38,7 @@ class PackedGroup:
     """`layout` is the index into `Pack.layouts` that says which adapter each column of `at` belongs to."""
 
     at: Tensor
-    parts: tuple[PlacedPart | None, ...]
+    parts: tuple[PackedPart | None, ...]
     layout: int
 
 
@@ -58,28 +73,49 @@ class Pack:
         )
         if slots not in known:
             known[slots] = len(self.layouts)
-            self.layouts.append(torch.tensor(slots, device=members[0][1].at.device))
+            self.layouts.append(torch.tensor(slots, dtype=torch.int64, device=members[0][1].at.device))
         if len(members) == 1:  # already in this order: nothing to copy
-            return PackedGroup(members[0][1].at, members[0][1].parts, known[slots])
-        groups = [group for _, group in members]
-        at = stack_columns(
-            [g.at[:, p.start : p.stop] for module in modules for g in groups if (p := g.parts[module])]
-        )
-        return PackedGroup(at, _pack_parts(groups, modules), known[slots])
+            at = members[0][1].at
+        else:
+            at = stack_columns(
+                [
+                    g.at[:, p.start : p.stop]
+                    for module in modules
+                    for _, g in members
+                    if (p := g.parts[module])
+                ]
+            )
+        return PackedGroup(at, self._pack_parts(members, modules), known[slots])
 
+    def _pack_parts(
+        self, members: Sequence[tuple[int, PlacedGroup]], modules: range
+    ) -> tuple[PackedPart | None, ...]:
+        parts: list[PackedPart | None] = []
+        row = 0
+        for module in modules:
+            own = {slot: part for slot, group in members if (part := group.parts[module])}
+            if not own:
+                parts.append(None)
+                continue
+            bts = [part.bt for part in own.values()]
+            bt = bts[0] if len(bts) == 1 else torch.cat(bts)
+            magnitude = self._stack({slot: part.magnitude for slot, part in own.items()}, 1.0)
+            # What leaves every number as it is, -0.0 too.
+            shift = self._stack({slot: part.shift for slot, part in own.items()}, -0.0)
+            parts.append(PackedPart(row, row + bt.shape[0], bt, magnitude, shift))
+            row += bt.shape[0]
+        return tuple(parts)
 
-def _pack_parts(groups: Sequence[PlacedGroup], modules: range) -> tuple[PlacedPart | None, ...]:
-    parts: list[PlacedPart | None] = []
-    row = 0
-    for module in modules:
-        bts = [part.bt for group in groups if (part := group.parts[module])]
-        if not bts:
-            parts.append(None)
-            continue
-        bt = torch.cat(bts)
-        parts.append(PlacedPart(row, row + bt.shape[0], bt))
-        row += bt.shape[0]
-    return tuple(parts)
+    def _stack(self, terms: Mapping[int, Tensor | None], neutral: float) -> Tensor | None:
+        """A row for each slot and one for the base: its term where it has one, else `neutral`."""
+        present = {slot: term for slot, term in terms.items() if term is not None}
+        if not present:
+            return None
+        like = next(iter(present.values()))
+        stacked = like.new_full((len(self.adapters) + 1, len(like)), neutral)
+        for slot, term in present.items():
+            stacked[slot] = term
+        return stacked
 
 
 class PackCache:

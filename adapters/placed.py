@@ -30,12 +30,17 @@ class Placed:
 
     Attributes:
         nbytes: its size, `extras` included.
+        input_scales: float32 `(in_features,)`, what the base's input of a module is multiplied by, where that
+            is not 1; by index of the group and the module's place in it.
         extras: what it does beside its linear deltas, if anything.
+        invocation: as in `AdapterWeights`.
     """
 
     digest: str
     nbytes: int
+    input_scales: Mapping[tuple[int, int], Tensor] = field(default_factory=dict, kw_only=True)
     extras: Extras | None = field(default=None, kw_only=True)
+    invocation: tuple[int, ...] = field(default=(), kw_only=True)
 
     def to(self, device: torch.device) -> Self:
         """The same adapter on `device`."""
@@ -48,11 +53,29 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class PlacedPart:
-    """One module's share of a group: columns `start:stop` of its `at`, and `bt = scale * B^T`."""
+    """One module's share of a group: columns `start:stop` of its `at`, and `bt = scale * B^T`.
+
+    `magnitude` and `shift` are as in `ModuleDelta`.
+    """
 
     start: int
     stop: int
     bt: Tensor
+    magnitude: Tensor | None = None
+    shift: Tensor | None = None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that there are."""
+        yield self.bt
+        for term in (self.magnitude, self.shift):
+            if term is not None:
+                yield term
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> PlacedPart:
+        """The same with `change` of every tensor."""
+        magnitude = None if self.magnitude is None else change(self.magnitude)
+        shift = None if self.shift is None else change(self.shift)
+        return PlacedPart(self.start, self.stop, change(self.bt), magnitude, shift)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +93,7 @@ class PlacedAdapter(Placed):
     Attributes:
         parameters: numbers in its matrices, which is also the multiply-adds that one row costs.
         modules: how many modules it adds to.
-        memory: one tensor that holds all matrices, so that they move in one copy.
+        memory: the bytes of all tensors, so that they move in one copy.
     """
 
     groups: Mapping[int, PlacedGroup]
@@ -81,9 +104,14 @@ class PlacedAdapter(Placed):
     def to(self, device: torch.device) -> Self:
         """A copy from pinned memory does not block."""
         memory = self.memory.to(device, non_blocking=True)
-        groups = _each(self.groups, lambda m: memory.as_strided(m.shape, m.stride(), m.storage_offset()))
+
+        def there(tensor: Tensor) -> Tensor:
+            return _view(memory, tensor, int(tensor.storage_offset()) * tensor.itemsize)
+
+        groups = _each(self.groups, there)
+        scales = {module: there(scale) for module, scale in self.input_scales.items()}
         extras = self.extras and self.extras.to(device)
-        return replace(self, groups=groups, memory=memory, extras=extras)
+        return replace(self, groups=groups, input_scales=scales, memory=memory, extras=extras)
 
     def tensors(self) -> Iterator[Tensor]:
         yield self.memory
@@ -104,31 +132,56 @@ def place(weights: AdapterWeights, groups: Groups, dtype: torch.dtype, *, pin: b
         for index, names in enumerate(groups)
         if (group := _place_group(weights, names, dtype)) is not None
     }
-    memory, placed = _gather(placed, dtype, pin)
+    scales = place_input_scales(weights, groups)
     bts = [part.bt for group in placed.values() for part in group.parts if part]
     parameters = sum(t.numel() for t in [*bts, *(group.at for group in placed.values())])
-    return PlacedAdapter(weights.digest, memory.nbytes, placed, parameters, len(bts), memory)
+    tensors = [*_tensors(placed), *scales.values()]
+    *starts, size = accumulate((-(-t.nbytes // _ALIGNMENT) * _ALIGNMENT for t in tensors), initial=0)
+    memory = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
+    start = dict(zip(map(id, tensors), starts, strict=True))
+
+    def inside(tensor: Tensor) -> Tensor:
+        return _view(memory, tensor, start[id(tensor)]).copy_(tensor)
+
+    return PlacedAdapter(
+        weights.digest,
+        memory.nbytes,
+        _each(placed, inside),
+        parameters,
+        len(bts),
+        memory,
+        input_scales={module: inside(scale) for module, scale in scales.items()},
+    )
 
 
-def _gather(
-    groups: Mapping[int, PlacedGroup], dtype: torch.dtype, pin: bool
-) -> tuple[Tensor, dict[int, PlacedGroup]]:
-    """One tensor with copies of all matrices, and the groups made of these: each lies as it did."""
-    matrices = [m for g in groups.values() for m in (g.at, *(part.bt for part in g.parts if part))]
-    step = _ALIGNMENT // dtype.itemsize
-    *starts, size = accumulate((-(-m.numel() // step) * step for m in matrices), initial=0)
-    memory = torch.empty(size, dtype=dtype, pin_memory=pin)
-    start = dict(zip(map(id, matrices), starts, strict=True))
-    return memory, _each(groups, lambda m: memory.as_strided(m.shape, m.stride(), start[id(m)]).copy_(m))
+def place_input_scales(weights: AdapterWeights, groups: Groups) -> dict[tuple[int, int], Tensor]:
+    """As `Placed` wants them."""
+    return {
+        (index, member): delta.input_scale
+        for index, names in enumerate(groups)
+        for member, name in enumerate(names)
+        if (delta := weights.deltas.get(name)) is not None and delta.input_scale is not None
+    }
+
+
+def _view(memory: Tensor, like: Tensor, start: int) -> Tensor:
+    """The bytes of `memory` from `start` on as a tensor that lies as `like` does."""
+    typed = memory.view(like.dtype)
+    return typed.as_strided(like.shape, like.stride(), start // like.itemsize)
+
+
+def _tensors(groups: Mapping[int, PlacedGroup]) -> Iterator[Tensor]:
+    for group in groups.values():
+        yield group.at
+        for part in group.parts:
+            if part is not None:
+                yield from part.tensors()
 
 
 def _each(groups: Mapping[int, PlacedGroup], change: Callable[[Tensor], Tensor]) -> dict[int, PlacedGroup]:
-    """The groups with `change` of every matrix."""
+    """The groups with `change` of every tensor."""
     return {
-        index: PlacedGroup(
-            change(group.at),
-            tuple(part and PlacedPart(part.start, part.stop, change(part.bt)) for part in group.parts),
-        )
+        index: PlacedGroup(change(group.at), tuple(part and part.each(change) for part in group.parts))
         for index, group in groups.items()
     }
 
@@ -143,11 +196,13 @@ def _place_group(weights: AdapterWeights, names: tuple[str, ...], dtype: torch.d
             parts.append(None)
             continue
         a, bt = delta.a.to(dtype), (delta.b.float() * delta.scale).t().to(dtype).contiguous()
-        if not (all_finite(a) and all_finite(bt)):
+        terms = (delta.magnitude, delta.shift, delta.input_scale)
+        cast = [a, bt, *(term.to(dtype) for term in terms if term is not None)]
+        if not all(map(all_finite, cast)):
             raise InvalidAdapter(
                 f"adapter {weights.digest[:12]}: {name} has values too large for the base's {dtype}"
             )
-        parts.append(PlacedPart(row, row + delta.rank, bt))
+        parts.append(PlacedPart(row, row + delta.rank, bt, delta.magnitude, delta.shift))
         stacked.append(a)
         row += delta.rank
     if not stacked:

@@ -14,6 +14,7 @@ from torch import Tensor
 from adapters.batched import AdapterBatch, BatchedLinear
 from adapters.delta import AdapterWeights
 from adapters.forms import short_segments
+from adapters.inputs import ScaledInputs
 from adapters.pack import PackCache, PackedGroup
 from adapters.placed import Groups, PlacedAdapter, PlacedPart, place
 from adapters.segment import Segment, coalesce
@@ -30,6 +31,7 @@ class _Rows:
     def __init__(self, segments: Sequence[Segment[PlacedAdapter]], packs: PackCache) -> None:
         segments = coalesce(segments)
         self.count = segments[-1].stop
+        self.inputs = ScaledInputs(segments)
         short = short_segments(segments)
         self.pack = packs.get(short)
         self.concatenated = short[-1].stop if short and self.pack else 0
@@ -68,12 +70,18 @@ class _Rows:
         if layout not in self._masks:
             assert self.pack is not None
             owners = self.pack.layouts[layout]
-            if self._slots is None:
-                lengths = torch.tensor([s.stop - s.start for s in self._short])
-                own = [self.pack.slots[s.adapter.digest] if s.adapter else -1 for s in self._short]
-                self._slots = torch.tensor(own).repeat_interleave(lengths).to(owners.device)
-            self._masks[layout] = (self._slots[:, None] == owners).to(bits).neg_()
+            self._masks[layout] = (self.slots(owners.device)[:, None] == owners).to(bits).neg_()
         return self._masks[layout]
+
+    def slots(self, device: torch.device) -> Tensor:
+        """Of the concatenated rows, `(rows,)`; for the bare base, the one behind the last adapter's."""
+        assert self.pack is not None
+        if self._slots is None:
+            lengths = torch.tensor([s.stop - s.start for s in self._short])
+            base = len(self.pack.adapters)
+            own = [self.pack.slots[s.adapter.digest] if s.adapter else base for s in self._short]
+            self._slots = torch.tensor(own).repeat_interleave(lengths).to(device)
+        return self._slots
 
 
 class PlainBatch(AdapterBatch[PlacedAdapter, _Rows]):
@@ -95,21 +103,46 @@ class PlainBatch(AdapterBatch[PlacedAdapter, _Rows]):
         if x.shape[0] != rows.count:
             raise RuntimeError(f"{module.name} got {x.shape[0]} rows where the step has {rows.count}")
         first, *others = rows.deltas(source, x, module.group)
+        inputs = rows.inputs.of(module.group, module.member, x)
         y: Tensor | None = None
         if first is not None and rows.pack is not None:
-            part = rows.pack.groups[module.group].parts[module.member]
-            if part is not None:
-                delta = first[:, part.start : part.stop] @ part.bt
-                if rows.concatenated == rows.count:
-                    return module.linear(x, delta)
-                y = module.linear(x)
-                y[: rows.concatenated] += delta
-        y = module.linear(x) if y is None else y
+            packed = rows.pack.groups[module.group].parts[module.member]
+            if packed is not None:
+                delta = first[:, packed.start : packed.stop] @ packed.bt
+                plain = packed.magnitude is None and packed.shift is None
+                if plain and rows.concatenated == rows.count:
+                    return module.linear(inputs, delta)
+                y = module.linear(inputs)
+                own = y[: rows.concatenated]
+                if not plain:
+                    slots = rows.slots(y.device)
+                    _scale_and_shift(own, _chosen(packed.magnitude, slots), _chosen(packed.shift, slots))
+                own += delta
+        y = module.linear(inputs) if y is None else y
         for segment, shrunk in zip(rows.long, others, strict=True):
             part = _part(segment.adapter, module)
             if part is not None and shrunk is not None:
-                y[segment.start : segment.stop].addmm_(shrunk[:, part.start : part.stop], part.bt)
+                own = y[segment.start : segment.stop]
+                _scale_and_shift(own, part.magnitude, part.shift)
+                own.addmm_(shrunk[:, part.start : part.stop], part.bt)
         return y
+
+
+def _scale_and_shift(y: Tensor, magnitude: Tensor | None, shift: Tensor | None) -> None:
+    """`magnitude * y + shift` in place, rounded once."""
+    if magnitude is None and shift is None:
+        return
+    result = y.float()
+    if magnitude is not None:
+        result = result * magnitude
+    if shift is not None:
+        result = result + shift
+    y.copy_(result)
+
+
+def _chosen(terms: Tensor | None, slots: Tensor) -> Tensor | None:
+    """Each row's own."""
+    return None if terms is None else terms.index_select(0, slots)
 
 
 def _part(adapter: PlacedAdapter | None, module: BatchedLinear) -> PlacedPart | None:

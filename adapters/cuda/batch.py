@@ -18,6 +18,7 @@ from adapters.cuda.table import AdapterTable, GroupShape, GroupTable
 from adapters.cuda.tiles import Tiles
 from adapters.delta import AdapterWeights
 from adapters.errors import InvalidAdapter
+from adapters.inputs import ScaledInputs
 from adapters.placed import Groups, PlacedAdapter, place
 from adapters.segment import Segment, coalesce
 
@@ -30,13 +31,20 @@ class _Rows:
     Attributes:
         by_row: the slots of the first rows, or None if all of these are the bare base's.
         tiles: those of the rows behind them, likewise.
-        modules: (group, member) of those that some active adapter adds to; None: it may be any.
+        modules: (group, member) of those that some active adapter changes; None: it may be any.
+        inputs: which of them have their input scaled.
     """
 
     def __init__(
-        self, count: int, by_row: Tensor | None, tiles: Tiles | None, modules: set[tuple[int, int]] | None
+        self,
+        count: int,
+        by_row: Tensor | None,
+        tiles: Tiles | None,
+        modules: set[tuple[int, int]] | None,
+        inputs: ScaledInputs,
     ) -> None:
         self.count = count
+        self.inputs = inputs
         self.by_row = by_row
         self.tiles = tiles
         self.modules = modules
@@ -46,7 +54,7 @@ class _Rows:
         return self.modules is None or (module.group, module.member) in self.modules
 
     def add(self, y: Tensor, source: Tensor, x: Tensor, table: GroupTable, module: BatchedLinear) -> None:
-        """Add every row's delta to `y`, the base's output of `module`."""
+        """Every row's own terms into `y`, the base's output of `module`."""
         if self._shrunk is None or self._shrunk[0] is not source or self._shrunk[1] != module.group:
             self._shrunk = source, module.group, *self._shrink(x, table)
         _, _, rows, tiles = self._shrunk
@@ -111,12 +119,13 @@ class CudaBatch(AdapterBatch[PlacedAdapter, _Rows]):
     def begin_decode(self, slots: Tensor) -> None:
         """`begin` for one token of each sequence, and its logits; the kernels read its slot when they run.
 
-        Every module is multiplied: which of them the adapters add to is not known yet.
+        Every module is multiplied: which of them the adapters add to is not known yet. Not for adapters with
+        `input_scales`: those are applied by torch operations, to rows that are known beforehand.
 
         Args:
             slots: `(sequences,)` int32 on the device, at an address that stays. -1: the bare base.
         """
-        self._tokens = self._logits = _Rows(len(slots), slots, None, None)
+        self._tokens = self._logits = _Rows(len(slots), slots, None, None, ScaledInputs([]))
 
     def _rows(self, segments: Sequence[Segment[PlacedAdapter]], on_logits: bool) -> _Rows:
         device = self._table.device
@@ -141,12 +150,12 @@ class CudaBatch(AdapterBatch[PlacedAdapter, _Rows]):
             for member, part in enumerate(group.parts)
             if part
         }
-        return _Rows(segments[-1].stop, by_row, tiles, modules)
+        return _Rows(segments[-1].stop, by_row, tiles, modules, ScaledInputs(segments))
 
     def _apply(self, rows: _Rows, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
         if x.shape[0] != rows.count:
             raise RuntimeError(f"{module.name} got {x.shape[0]} rows where the step has {rows.count}")
-        y = module.linear(x)
+        y = module.linear(rows.inputs.of(module.group, module.member, x))
         if rows.touches(module):
             rows.add(y, source, x, self._table.groups[module.group], module)
         return y

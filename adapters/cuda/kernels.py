@@ -1,13 +1,13 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """Triton kernels of segmented LoRA. Their launchers, with shapes and checks, are in `lora.py`.
 
-    x (rows, in) ── shrink: A of the row's adapter ── shrunk (rows, splits, width) ── expand: B ── added to y
+    x (rows, in) ── shrink: A of the row's adapter ── shrunk (rows, splits, width) ── expand: B ── into y
 
 Two forms. By rows: a program multiplies one row, elementwise, and looks the row's slot up. By tiles: a
 program multiplies up to TILE neighbouring rows of one adapter by tensor cores.
 
     entries   int64; an adapter has one run of ENTRY words for its group, then one for each module of it:
-              (address of A, ranks)   and   (address of B, first rank, rank, address of scale, of bias)
+              (address of A, ranks)   and   (address of B, first rank, rank, address of magnitude, of shift)
     shrunk    float32 partial sums over `splits` shares of the input, which expand adds up in their order:
               no atomics, so that a result is the same each time
     tiles     int32 (first row, row behind the last, slot), slot -1 in a tile that is not used
@@ -48,13 +48,14 @@ def _columns(block, BLOCK_N: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _scale_and_bias(result, scale, bias, n, inside):
-    """`scale * result + bias` for columns `n`; a null address leaves its step out."""
-    if scale != 0:
-        result *= tl.load(scale.to(tl.pointer_type(tl.float32)) + n, mask=inside, other=0.0)
-    if bias != 0:
-        result += tl.load(bias.to(tl.pointer_type(tl.float32)) + n, mask=inside, other=0.0)
-    return result
+def _result(y, delta, magnitude, shift, n, inside):
+    """`magnitude * y + delta + shift` for columns `n`; a null address leaves its step out."""
+    if magnitude != 0:
+        y *= tl.load(magnitude.to(tl.pointer_type(tl.float32)) + n, mask=inside, other=0.0)
+    y += delta
+    if shift != 0:
+        y += tl.load(shift.to(tl.pointer_type(tl.float32)) + n, mask=inside, other=0.0)
+    return y
 
 
 @triton.jit
@@ -116,14 +117,14 @@ def expand_rows_kernel(
     BLOCK_N: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """Program (row, block): add `shrunk B^T` to BLOCK_N columns of the row, then scale and bias it."""
+    """Program (row, block): `magnitude * y + shrunk B^T + shift` in BLOCK_N columns of the row."""
     row = tl.program_id(0).to(tl.int64)
     block = blocks + tl.program_id(1) * BLOCK_FIELDS
     slot = tl.load(slots + row)
     if slot < 0:
         return
-    b_address, first_rank, rank, scale, bias = _module(entries, entries_stride, slot, tl.load(block))
-    if (rank == 0) & (scale == 0) & (bias == 0):
+    b_address, first_rank, rank, magnitude, shift = _module(entries, entries_stride, slot, tl.load(block))
+    if (rank == 0) & (magnitude == 0) & (shift == 0):
         return
     column, out_features, place = _columns(block, BLOCK_N, ALIGNED)
     b = tl.multiple_of(b_address.to(tl.pointer_type(y.dtype.element_ty)), 16)
@@ -147,8 +148,8 @@ def expand_rows_kernel(
         )
         delta += tl.sum(sums[:, None] * weights.to(tl.float32), axis=0)
     target = y + row * y_stride + (place - y_first) + tl.arange(0, BLOCK_N)
-    result = tl.load(target, mask=inside, other=0.0).to(tl.float32) + delta
-    result = _scale_and_bias(result, scale, bias, n, inside)
+    own = tl.load(target, mask=inside, other=0.0).to(tl.float32)
+    result = _result(own, delta, magnitude, shift, n, inside)
     tl.store(target, result.to(y.dtype.element_ty), mask=inside)
 
 
@@ -219,7 +220,7 @@ def expand_tiles_kernel(
     BLOCK_N: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """Program (tile, block): add `shrunk B^T` to BLOCK_N columns of the rows, then scale and bias them."""
+    """Program (tile, block): `magnitude * y + shrunk B^T + shift` in BLOCK_N columns of the rows."""
     tile = tiles + tl.program_id(0) * TILE_FIELDS
     block = blocks + tl.program_id(1) * BLOCK_FIELDS
     slot = tl.load(tile + 2)
@@ -227,8 +228,8 @@ def expand_tiles_kernel(
         return
     rows = tl.load(tile).to(tl.int64) + tl.arange(0, TILE)
     present = rows < tl.load(tile + 1)
-    b_address, first_rank, rank, scale, bias = _module(entries, entries_stride, slot, tl.load(block))
-    if (rank == 0) & (scale == 0) & (bias == 0):
+    b_address, first_rank, rank, magnitude, shift = _module(entries, entries_stride, slot, tl.load(block))
+    if (rank == 0) & (magnitude == 0) & (shift == 0):
         return
     column, out_features, place = _columns(block, BLOCK_N, ALIGNED)
     b = tl.multiple_of(b_address.to(tl.pointer_type(y.dtype.element_ty)), 16)
@@ -259,6 +260,6 @@ def expand_tiles_kernel(
             delta = tl.dot(low, weights, delta)
     target = y + rows[:, None] * y_stride + (place - y_first) + tl.arange(0, BLOCK_N)[None, :]
     mask = present[:, None] & inside[None, :]
-    result = tl.load(target, mask=mask, other=0.0).to(tl.float32) + delta
-    result = _scale_and_bias(result, scale, bias, n, inside)
+    own = tl.load(target, mask=mask, other=0.0).to(tl.float32)
+    result = _result(own, delta, magnitude, shift, n, inside)
     tl.store(target, result.to(y.dtype.element_ty), mask=mask)

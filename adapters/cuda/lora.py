@@ -3,6 +3,8 @@
     shrunk = shrink(x, group, rows)              S = x A^T     once for the modules that share x
     expand(y, shrunk, group, rows, first, stop)  y += S B^T    for one module, or neighbours side by side
 
+Where an adapter has a magnitude, `y` is multiplied by it first; where it has a shift, that is added too.
+
 `rows` says which row uses which slot of the `AdapterTable`, in one of two forms:
 
 - an int32 tensor `(T,)` of slots, -1 for the bare base: one program for each row, for decoding. A matrix is
@@ -77,11 +79,11 @@ def shrink(x: Tensor, group: GroupTable, rows: Rows) -> Tensor:
 def expand(
     y: Tensor, shrunk: Tensor, group: GroupTable, rows: Rows, first: int = 0, stop: int | None = None
 ) -> None:
-    """Add `shrunk B^T` to `y` in place, then each adapter's own scale and bias where it has them.
+    """`magnitude * y + shrunk B^T + shift` in place, of each row's own adapter.
 
     Args:
         y: the base's output of modules `first:stop` of the group, side by side: `(T, their widths)`,
-            contiguous along the features. Where an adapter has a scale, without the base's bias.
+            contiguous along the features.
         shrunk: what `shrink` returned for the same group and rows.
         first, stop: by default all modules of the group.
 

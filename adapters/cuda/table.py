@@ -4,7 +4,7 @@ Nothing is copied or padded: an adapter's matrices stay where they were placed, 
 It does not keep them alive: where adapters live is for `residency.py` to say, and an adapter that is gone
 leaves its slot free.
 
-    entries[slot]:  group 0: (A, ranks) | module 0: (B, first rank, rank, scale, bias) | module 1 | ...
+    entries[slot]:  group 0: (A, ranks) | module 0: (B, first rank, rank, magnitude, shift) | module 1 | ...
 
 The tensors keep their own addresses for good, so a captured CUDA graph finds whatever is in the slots when it
 is replayed.
@@ -12,7 +12,7 @@ is replayed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from weakref import WeakKeyDictionary
@@ -33,22 +33,6 @@ class GroupShape:
 
     in_features: int
     out_features: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class OutputTerms:
-    """What an adapter does to one module's output beside its delta: `scale * (y + delta) + bias`.
-
-    Each is float32 `(out_features,)` or None. With `scale`, the base's output must come without its bias, and
-    `bias` holds the adapter's own or the base's.
-    """
-
-    scale: Tensor | None = None
-    bias: Tensor | None = None
-
-
-Terms = Mapping[tuple[int, int], OutputTerms]
-"""By index of the group and the module's place in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +100,7 @@ class AdapterTable:
             _group_table(shape, self._entries[:, start : start + length], max_rank, dtype)
             for shape, start, length in zip(groups, self._starts, lengths, strict=False)
         ]
-        self._terms: list[Terms] = [{}] * slots
+        self._count = slots
         self._slots: WeakKeyDictionary[PlacedAdapter, int] = WeakKeyDictionary()
 
     def slot(self, adapter: PlacedAdapter) -> int | None:
@@ -131,10 +115,10 @@ class AdapterTable:
     @property
     def full(self) -> bool:
         """Whether `assign` would find no slot."""
-        return len(self._slots) == len(self._terms)
+        return len(self._slots) == self._count
 
-    def assign(self, adapter: PlacedAdapter, terms: Terms | None = None) -> int:
-        """Put `adapter` into a free slot, which keeps `terms` alive. The slot, -1 never.
+    def assign(self, adapter: PlacedAdapter) -> int:
+        """Put `adapter` into a free slot. The slot, -1 never.
 
         Whoever launches kernels with it holds the adapter until then; its memory is free for what is launched
         later on the same stream.
@@ -146,14 +130,13 @@ class AdapterTable:
         if adapter in self._slots:
             raise ValueError(f"adapter {adapter.digest[:12]} has slot {self._slots[adapter]} already")
         if self.full:
-            raise ValueError(f"all {len(self._terms)} adapter slots are taken")
-        words = self._words(adapter, terms or {})
+            raise ValueError(f"all {self._count} adapter slots are taken")
+        words = self._words(adapter)
         taken = {*self._slots.values()}
-        slot = next(slot for slot in range(len(self._terms)) if slot not in taken)
+        slot = next(slot for slot in range(self._count) if slot not in taken)
         # Pinned memory that PyTorch does not hand out again before the copy has been made.
         host = torch.tensor(words, dtype=torch.int64, pin_memory=self.device.type == "cuda")
         self._entries[slot].copy_(host.view(-1, ENTRY), non_blocking=True)
-        self._terms[slot] = terms or {}
         self._slots[adapter] = slot
         return slot
 
@@ -167,10 +150,9 @@ class AdapterTable:
         if slot is None:
             raise ValueError(f"adapter {adapter.digest[:12]} has no slot")
         del self._slots[adapter]
-        self._terms[slot] = {}
         self._entries[slot].zero_()
 
-    def _words(self, adapter: PlacedAdapter, terms: Terms) -> list[int]:
+    def _words(self, adapter: PlacedAdapter) -> list[int]:
         words: list[int] = []
         for index, table in enumerate(self.groups):
             group = adapter.groups.get(index)
@@ -178,11 +160,12 @@ class AdapterTable:
                 self._check(group, table)
             words += _entry(group.at.data_ptr(), group.at.shape[1]) if group else _entry()
             for member, out_features in enumerate(table.shape.out_features):
-                own = terms.get((index, member), OutputTerms())
-                addresses = [self._term(own.scale, out_features), self._term(own.bias, out_features)]
                 part = group.parts[member] if group else None
-                b = (part.bt.data_ptr(), part.start, part.stop - part.start) if part else (0, 0, 0)
-                words += _entry(*b, *addresses)
+                if part is None:
+                    words += _entry()
+                    continue
+                terms = [self._term(part.magnitude, out_features), self._term(part.shift, out_features)]
+                words += _entry(part.bt.data_ptr(), part.start, part.stop - part.start, *terms)
         return words
 
     def _check(self, group: PlacedGroup, table: GroupTable) -> None:
@@ -214,7 +197,7 @@ class AdapterTable:
         if term is None:
             return 0
         if term.shape != (out_features,) or not term.is_contiguous():
-            raise ValueError(f"a scale or bias of shape {tuple(term.shape)} for {out_features} outputs")
+            raise ValueError(f"a magnitude or shift of shape {tuple(term.shape)} for {out_features} outputs")
         self._check_memory(term, torch.float32, 4)
         return term.data_ptr()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adapters.batched import AdapterBatch, BatchedLinear
 from adapters.delta import AdapterWeights
+from adapters.inputs import ScaledInputs
 from adapters.native.linear import Deltas, NativeLinear, NativeLinears
 from adapters.native.placed import EXPAND_FIELDS, SHRINK_FIELDS, NativeAdapter, place
 from adapters.placed import Groups
@@ -30,6 +31,7 @@ class _Rows:
 
     def __init__(self, segments: Sequence[Segment[NativeAdapter]]) -> None:
         self.count = segments[-1].stop
+        self.inputs = ScaledInputs(segments)
         active: dict[NativeAdapter, int] = {}
         pieces = []
         for segment in coalesce(segments):
@@ -43,7 +45,7 @@ class _Rows:
         self._shrink = np.stack([adapter.shrink for adapter in active])
         self._expand = np.stack([adapter.expand for adapter in active])
         self._shrunk = torch.empty(self.count, max(adapter.columns for adapter in active))
-        self.groups = self._shrink[:, :, 0].sum(0).tolist()
+        self.groups = np.any([adapter.groups for adapter in active], 0).tolist()
         self.segments = self._segments.ctypes.data, len(pieces)
         self.shrink = self._shrink.ctypes.data, self._shrink.shape[1]
         self.expand = self._expand.ctypes.data, self._expand.shape[1]
@@ -77,13 +79,14 @@ class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
         self._done = None
 
     def apply(self, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
-        linears = self._together(module.group)
+        rows = self._logits if module.on_logits else self._tokens
+        alone = rows is not None and module.group in rows.inputs.groups
+        linears = None if alone else self._together(module.group)
         if linears is None:
             return super().apply(module, source, x)
         # All modules of the group are computed together, when the first of them is called.
         done = self._done
         if done is None or done[0] is not source or done[1] is not linears:
-            rows = self._logits if module.on_logits else self._tokens
             deltas = None if rows is None else self._deltas(rows, module, x)
             done = self._done = source, linears, linears(x, deltas)
         return done[2][module.member]
@@ -100,8 +103,8 @@ class NativeBatch(AdapterBatch[NativeAdapter, _Rows]):
         return linears
 
     def _apply(self, rows: _Rows, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
-        """For a base whose products are not ours: bfloat16, on CPUs that know it."""
-        y = module.linear(x)
+        """For a base whose products are not ours (bfloat16, on CPUs that know it), and for scaled inputs."""
+        y = module.linear(rows.inputs.of(module.group, module.member, x))
         if rows.shrunk_of is None or rows.shrunk_of[0] is not source or rows.shrunk_of[1] != module.group:
             deltas = self._deltas(rows, module, x)
             rows.shrunk_of = source, module.group, deltas

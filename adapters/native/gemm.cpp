@@ -141,6 +141,7 @@ struct Shrink {  // one adapter's A of one group of modules: panels over its col
 struct Expand {  // one adapter's B of one module: panels over the outputs, `rank` inputs from column `start`
     int64_t panels, start, rank, bfloat16;
     double scale;
+    const float *magnitude, *shift;  // of the base's output, where the adapter has them
 };
 
 // The last panel may be wider than the outputs that are left.
@@ -166,26 +167,44 @@ inline vec read(const float *y, int64_t width) {
     return v;
 }
 
-// y[rows of one segment][panels first .. first + count) += scale * s B^T
-template <class Y>
-void expand_panels(const Segment &own, const Expand &b, const float *s, int64_t lds, Y *y, int64_t outputs,
-                   int64_t first, int64_t count) {
-    if (!b.panels) return;
-    float scale = static_cast<float>(b.scale);
-    auto add = [&](int64_t r, int p, vec sums) {
-        int64_t column = (first + p) * LANES;
-        Y *at = y + (own.start + r) * outputs + column;
-        write(at, outputs - column, read(at, outputs - column) + scale * sums);
-    };
+// The panels first .. first + count of s B^T, for the rows of one segment.
+template <class Store>
+void delta_panels(const Segment &own, const Expand &b, const float *s, int64_t lds, int64_t first, int64_t count,
+                  const Store &store) {
     const float *from = s + own.start * lds + b.start;
     int64_t rows = own.stop - own.start;
     int width = static_cast<int>(count);
     if (b.bfloat16) {
         auto *panels = reinterpret_cast<const uint16_t *>(b.panels) + first * panel_size<uint16_t>(b.rank);
-        panels_of(rows, from, lds, panels, width, b.rank, add);
+        panels_of(rows, from, lds, panels, width, b.rank, store);
     } else {
         auto *panels = reinterpret_cast<const float *>(b.panels) + first * panel_size<float>(b.rank);
-        panels_of(rows, from, lds, panels, width, b.rank, add);
+        panels_of(rows, from, lds, panels, width, b.rank, store);
+    }
+}
+
+// y[rows of one segment][those panels] = magnitude * y + scale * s B^T + shift. One copy of it for all callers:
+// inlined ones could join other multiplications and additions, and differ in the last bit.
+template <class Y>
+__attribute__((noinline)) void expand_panels(const Segment &own, const Expand &b, const float *s, int64_t lds, Y *y,
+                                             int64_t outputs, int64_t first, int64_t count) {
+    float scale = static_cast<float>(b.scale);
+    if (b.magnitude || b.shift) {
+        delta_panels(own, b, s, lds, first, count, [&](int64_t r, int p, vec sums) {
+            int64_t column = (first + p) * LANES, width = outputs - column;
+            Y *at = y + (own.start + r) * outputs + column;
+            vec result = read(at, width);
+            if (b.magnitude) result *= read(b.magnitude + column, width);
+            result += scale * sums;
+            if (b.shift) result += read(b.shift + column, width);
+            write(at, width, result);
+        });
+    } else if (b.panels) {
+        delta_panels(own, b, s, lds, first, count, [&](int64_t r, int p, vec sums) {
+            int64_t column = (first + p) * LANES;
+            Y *at = y + (own.start + r) * outputs + column;
+            write(at, outputs - column, read(at, outputs - column) + scale * sums);
+        });
     }
 }
 
@@ -337,7 +356,7 @@ void shrink(const float *x, int64_t inputs, const Segment *segments, int64_t n, 
         shrink_segment(x, inputs, segments[i], table[segments[i].slot * stride], s, lds);
 }
 
-// y[rows of each segment] += scale * s B^T
+// y[rows of each segment] = magnitude * y + scale * s B^T + shift
 void expand_f32(const Segment *segments, int64_t n, const Expand *table, int64_t stride, const float *s,
                 int64_t lds, float *y, int64_t outputs) {
     expand(segments, n, table, stride, s, lds, y, outputs);

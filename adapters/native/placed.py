@@ -13,11 +13,12 @@ from torch import Tensor
 
 from adapters.delta import AdapterWeights
 from adapters.native.panels import Panels, pack
-from adapters.placed import Groups, Placed
+from adapters.placed import Groups, Placed, place_input_scales
 
 Table = npt.NDArray[np.int64]
 SHRINK_FIELDS = 3  # struct Shrink of gemm.cpp
-EXPAND_FIELDS = 5  # struct Expand
+EXPAND_FIELDS = 7  # struct Expand
+_MAGNITUDE, _SHIFT = 5, 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +27,19 @@ class NativeAdapter(Placed):
 
     Attributes:
         shrink: `(groups, 3)`: address, columns and type of each group's `A`; zeros where it has none.
-        expand: `(modules, 5)`: address, first column, rank, type and scale of each module's `B`, likewise.
+        expand: `(modules, 7)`: address, first column, rank, type and scale of each module's `B`, addresses of
+            its magnitude and shift, likewise.
+        groups: `(groups,)`: whether it changes the output of any module of the group.
         columns: the most columns of any group.
-        panels: what the tables point into.
+        panels, terms: what the tables point into.
     """
 
     shrink: Table
     expand: Table
+    groups: npt.NDArray[np.bool_]
     columns: int
     panels: tuple[Panels, ...]
+    terms: tuple[Tensor, ...]
 
     def to(self, device: torch.device) -> NativeAdapter:
         if device.type != "cpu":
@@ -46,7 +51,9 @@ def place(library: ctypes.CDLL, weights: AdapterWeights, groups: Groups) -> Nati
     """Put `weights` into panels; where bfloat16 holds the values exactly, that is what is kept."""
     shrink = np.zeros((len(groups), SHRINK_FIELDS), np.int64)
     expand = np.zeros((sum(len(names) for names in groups), EXPAND_FIELDS), np.int64)
+    touched = np.zeros(len(groups), np.bool_)
     kept: list[Panels] = []
+    terms: list[Tensor] = []
     module = columns = 0
     for index, names in enumerate(groups):
         stacked: list[Tensor] = []
@@ -54,19 +61,36 @@ def place(library: ctypes.CDLL, weights: AdapterWeights, groups: Groups) -> Nati
         for name in names:
             delta = weights.deltas.get(name)
             if delta is not None:
-                b = pack(library, delta.b)
-                kept.append(b)
-                expand[module] = (*_where(b, start, delta.rank), _bits(delta.scale))
-                stacked.append(delta.a)
-                start += delta.rank
+                for field, term in ((_MAGNITUDE, delta.magnitude), (_SHIFT, delta.shift)):
+                    if term is not None:
+                        terms.append(term.clone())
+                        expand[module, field] = terms[-1].data_ptr()
+                if delta.rank:
+                    b = pack(library, delta.b)
+                    kept.append(b)
+                    expand[module, :_MAGNITUDE] = (*_where(b, start, delta.rank), _bits(delta.scale))
+                    stacked.append(delta.a)
+                    start += delta.rank
+                touched[index] |= bool(expand[module].any())
             module += 1
         if stacked:
             a = pack(library, _joined(stacked))
             kept.append(a)
             shrink[index] = (a.data.data_ptr(), start, a.data.dtype == torch.bfloat16)
             columns = max(columns, start)
-    nbytes = sum(panels.data.nbytes for panels in kept)
-    return NativeAdapter(weights.digest, nbytes, shrink, expand, columns, tuple(kept))
+    scales = {key: scale.clone() for key, scale in place_input_scales(weights, groups).items()}
+    tensors = (*(panels.data for panels in kept), *terms, *scales.values())
+    return NativeAdapter(
+        weights.digest,
+        sum(tensor.nbytes for tensor in tensors),
+        shrink,
+        expand,
+        touched,
+        columns,
+        tuple(kept),
+        tuple(terms),
+        input_scales=scales,
+    )
 
 
 def _joined(stacked: list[Tensor]) -> Tensor:

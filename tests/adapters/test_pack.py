@@ -99,3 +99,24 @@ def test_the_concatenation_is_kept_while_it_serves() -> None:
     assert pack_after(B) is not whole  # most of it would be waste
     assert pack_after(A, B) is not pack_after(B, C)
     assert cache.get([Segment(0, 4, None)]) is None
+
+
+def test_terms_have_a_row_for_each_slot_and_one_for_the_base() -> None:
+    empty = torch.empty(0, 6), torch.empty(4, 0)
+    magnitude, shift = torch.rand(4), torch.rand(4)
+    scales = place(
+        AdapterWeights("s", {"k": ModuleDelta(*empty, 1.0, magnitude=magnitude)}), GROUPS, torch.float32
+    )
+    shifts = place(AdapterWeights("t", {"k": ModuleDelta(*empty, 1.0, shift=shift)}), GROUPS, torch.float32)
+    pack = Pack([scales, B, shifts])
+    k = pack.groups[0].parts[1]
+    assert k is not None
+    assert k.magnitude is not None
+    assert k.shift is not None
+    ones, zeros = torch.ones(4), torch.zeros(4)
+    assert torch.equal(k.magnitude, torch.stack([magnitude, ones, ones, ones]))
+    assert torch.equal(k.shift, torch.stack([zeros, zeros, shift, zeros]))
+    assert k.shift[0].signbit().all()  # -0.0 + -0.0 is -0.0
+    alone = Pack([A, shifts]).groups[0].parts
+    assert alone[0] is not None
+    assert alone[0].magnitude is alone[0].shift is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -106,3 +108,36 @@ def test_values_that_the_type_of_the_base_cannot_hold_are_refused(a: float, b: f
     delta = ModuleDelta(torch.full((2, 6), a), torch.full((8, 2), b), scale)
     with pytest.raises(AdapterError, match=r"o\b.*float16"):
         place(AdapterWeights("d" * 64, {"o": delta}), GROUPS, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_terms_stay_float32_and_move_along(dtype: torch.dtype) -> None:
+    terms = {name: torch.rand(size) for name, size in (("magnitude", 8), ("shift", 8), ("input_scale", 6))}
+    own = {
+        "q": replace(DELTAS["q"], **terms),
+        "k": ModuleDelta(torch.empty(0, 6), torch.empty(5, 0), 1.0, shift=torch.rand(5)),
+        "o": ModuleDelta(torch.empty(0, 8), torch.empty(6, 0), 1.0, input_scale=torch.rand(8)),
+    }
+    placed = place(AdapterWeights("d", own), GROUPS, dtype)
+    [memory] = placed.tensors()
+    moved = placed.to(torch.device("cpu"))
+    for adapter in (placed, moved):
+        q, k, v = adapter.groups[0].parts
+        assert q is not None
+        assert k is not None
+        assert v is None
+        assert (k.start, k.stop, k.bt.shape) == (2, 2, (0, 5))
+        found = [q.magnitude, q.shift, adapter.input_scales[0, 0], k.shift, adapter.input_scales[1, 0]]
+        for term, given in zip(found, [*terms.values(), own["k"].shift, own["o"].input_scale], strict=True):
+            assert term is not None
+            assert torch.equal(term, given)
+            assert term.data_ptr() % 16 == 0
+            assert memory.data_ptr() <= term.data_ptr() < memory.data_ptr() + memory.nbytes
+    assert placed.nbytes == memory.nbytes
+
+
+def test_a_term_too_large_for_the_type_is_refused() -> None:
+    own = replace(DELTAS["q"], shift=torch.full((8,), 1e5))
+    place(AdapterWeights("d", {"q": own}), GROUPS, torch.bfloat16)
+    with pytest.raises(AdapterError, match="q has values too large"):
+        place(AdapterWeights("d", {"q": own}), GROUPS, torch.float16)

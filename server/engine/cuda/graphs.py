@@ -108,6 +108,8 @@ class StaticDecode:
         size = padded(len(tokens))
         if size > self._rows or layout.block_tables.shape[1] > self._inputs.tables.shape[1]:
             return None
+        if any(adapter is not None and (adapter.input_scales or adapter.extras) for adapter in adapters):
+            return None  # not by kernels that look their rows' slots up
         slots = self._batch.slots(adapters)
         self._inputs.fill(size, tokens, layout, slots)
         return self._forward(size, any(slot >= 0 for slot in slots))[: len(tokens)]

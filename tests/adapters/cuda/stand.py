@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adapters.cuda.lora import expand, shrink
-from adapters.cuda.table import AdapterTable, GroupShape, OutputTerms, Terms
+from adapters.cuda.table import AdapterTable, GroupShape
 from adapters.cuda.tiles import Run, Tiles
 from adapters.delta import AdapterWeights, ModuleDelta
 from adapters.placed import PlacedAdapter, place
@@ -45,16 +45,14 @@ class Stand:
         self.table = AdapterTable(SHAPES, slots, MAX_RANK, dtype, device)
         self.adapters: dict[int, PlacedAdapter] = {}
         self.weights: dict[int, AdapterWeights] = {}
-        self.terms: dict[int, Terms] = {}
         for number, ranks in enumerate(RANKS):
             self.add(weights(f"adapter {number}", ranks))
 
-    def add(self, own: AdapterWeights, terms: Terms | None = None) -> int:
+    def add(self, own: AdapterWeights) -> int:
         adapter = self.placed(own)
-        slot = self.table.assign(adapter, terms)
+        slot = self.table.assign(adapter)
         self.adapters[slot] = adapter
         self.weights[slot] = own
-        self.terms[slot] = terms or {}
         return slot
 
     def placed(self, own: AdapterWeights) -> PlacedAdapter:
@@ -88,19 +86,17 @@ class Stand:
         result = y.double().cpu()
         for row, slot in enumerate(slots):
             column = 0
-            for member, name in enumerate(GROUPS[group]):
+            for name in GROUPS[group]:
                 width = WIDTHS[name][1]
-                if slot >= 0:
+                delta = self.weights[slot].deltas.get(name) if slot >= 0 else None
+                if delta is not None:
                     own = result[row, column : column + width]
-                    delta = self.weights[slot].deltas.get(name)
-                    if delta is not None:
-                        a = delta.a.to(self.dtype).double()
-                        b = (delta.b * delta.scale).to(self.dtype).double()
-                        own += b @ (a @ x[row].double().cpu())
-                    terms = self.terms[slot].get((group, member), OutputTerms())
-                    if terms.scale is not None:
-                        own *= terms.scale.double().cpu()
-                    if terms.bias is not None:
-                        own += terms.bias.double().cpu()
+                    if delta.magnitude is not None:
+                        own *= delta.magnitude.double()
+                    a = delta.a.to(self.dtype).double()
+                    b = (delta.b * delta.scale).to(self.dtype).double()
+                    own += b @ (a @ x[row].double().cpu())
+                    if delta.shift is not None:
+                        own += delta.shift.double()
                 column += width
         return result

@@ -21,6 +21,7 @@ from adapters.errors import InvalidAdapter
 from adapters.linear import PlainLinear
 from adapters.placed import PlacedAdapter
 from adapters.segment import Segment
+from tests.adapters import terms
 
 GROUPS = [("q", "k"), ("head",)]
 SIZES = {"q": (40, 32), "k": (40, 24), "head": (32, 48)}
@@ -188,3 +189,24 @@ def test_other_rows_than_announced_are_an_error(gpu: torch.device) -> None:
     stand.begin(DECODE)
     with pytest.raises(RuntimeError, match="q got 4 rows where the step has 5"):
         stand.layers["q"](stand.on(_random(4, 40, seed=1)))
+
+
+@pytest.mark.parametrize("runs", [terms.DECODE, terms.MIXED], ids=str)
+def test_all_terms_in_one_batch(runs: Runs, gpu: torch.device) -> None:
+    batch = CudaBatch(terms.GROUPS, terms.SPECS, torch.float32, gpu, BatchSizes(6, 32))
+    placed = {name: batch.place(terms.weights(name)).to(gpu) for name in terms.ADAPTERS}
+    segments: list[Segment[PlacedAdapter]] = []
+    for owner, count in runs:
+        start = segments[-1].stop if segments else 0
+        segments.append(Segment(start, start + count, placed[owner] if owner else None))
+    batch.begin(segments, segments)
+    for index, names in enumerate(terms.GROUPS):
+        x = terms.inputs(names[0], runs).to(gpu)
+        for member, name in enumerate(names):
+            bias = terms.BIASES[name]
+            linear = PlainLinear(terms.WEIGHTS[name].to(gpu), None if bias is None else bias.to(gpu))
+            layer = BatchedLinear(name, linear, bias, batch, index, member, name == "head")
+            got = layer(x).double().cpu()
+            for row, owner in enumerate(terms.owners(runs)):
+                exact = terms.expected(name, x[row], owner)
+                torch.testing.assert_close(got[row], exact, rtol=2e-5, atol=2e-5)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from adapters.cuda.lora import expand, shrink
-from adapters.cuda.table import OutputTerms
 from adapters.cuda.tiles import Tiles
 from adapters.delta import AdapterWeights, ModuleDelta
 from tests.adapters.cuda.stand import GROUPS, SHAPES, WIDTHS, Stand, weights
@@ -151,18 +152,25 @@ def test_rows_may_lie_apart(form: Form) -> None:
     assert torch.equal(wide[:, 368:], y[:, 368:])
 
 
-def _term(stand: Stand, width: int, seed: int = 0) -> torch.Tensor:
-    return stand.random(width, seed=seed).float()
+def _term(name: str, seed: int = 0) -> torch.Tensor:
+    return torch.randn(WIDTHS[name][1], generator=torch.Generator().manual_seed(seed))
 
 
-def test_scales_and_biases(form: Form) -> None:
+def test_magnitudes_and_shifts(form: Form) -> None:
+    """With a rank or without, beside adapters that have none."""
     stand, tile = form
-    full = OutputTerms(_term(stand, 272), _term(stand, 272, seed=1))
+    ranks = weights("dora", {"q": 8, "k": 8, "v": 0, "down": 0}).deltas
     dora = stand.add(
-        weights("dora", {"q": 8, "k": 8}),
-        {(0, 0): full, (0, 1): OutputTerms(scale=_term(stand, 40)), (1, 0): OutputTerms(_term(stand, 48))},
+        AdapterWeights(
+            "dora",
+            {
+                "q": replace(ranks["q"], magnitude=_term("q"), shift=_term("q", 1)),
+                "k": replace(ranks["k"], magnitude=_term("k")),
+                "down": replace(ranks["down"], magnitude=_term("down")),
+            },
+        )
     )
-    biased = stand.add(weights("biased", {"v": 5}), {(0, 2): OutputTerms(bias=_term(stand, 24))})
+    biased = stand.add(AdapterWeights("biased", {"v": replace(ranks["v"], shift=_term("v"))}))
     for group in range(len(GROUPS)):
         _check(stand, group, [0, dora, dora, -1, biased], tile)
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adapters.cuda.table import AdapterTable, OutputTerms
+from adapters.cuda.table import AdapterTable
+from adapters.delta import AdapterWeights, ModuleDelta
 from adapters.placed import PlacedAdapter, place
 from tests.adapters.cuda.stand import GROUPS, MAX_RANK, RANKS, SHAPES, weights
 
@@ -41,12 +42,19 @@ def test_a_slot_holds_addresses_and_ranks(table: AdapterTable) -> None:
     assert not table.groups[1].entries[slot].any()
 
 
-def test_terms_are_held_beside_the_delta_or_alone(table: AdapterTable) -> None:
-    scale, bias = torch.ones(272), torch.zeros(48)
-    adapter = _placed(1)
-    slot = table.assign(adapter, {(0, 0): OutputTerms(scale=scale), (1, 0): OutputTerms(bias=bias)})
-    assert table.groups[0].entries[slot, 1, 3:5].tolist() == [scale.data_ptr(), 0]
-    assert table.groups[1].entries[slot, 1].tolist() == [0, 0, 0, 0, bias.data_ptr(), 0, 0, 0]
+def test_terms_are_told_beside_the_delta_or_alone(table: AdapterTable) -> None:
+    q = replace(weights("q", {"q": 5}).deltas["q"], magnitude=torch.ones(272))
+    down = ModuleDelta(torch.empty(0, 1100), torch.empty(48, 0), 1.0, shift=torch.ones(48))
+    adapter = place(AdapterWeights("terms", {"q": q, "down": down}), GROUPS, torch.float32)
+    slot = table.assign(adapter)
+    parts = adapter.groups[0].parts[0], adapter.groups[1].parts[0]
+    assert parts[0] is not None
+    assert parts[1] is not None
+    magnitude, shift = parts[0].magnitude, parts[1].shift
+    assert magnitude is not None
+    assert shift is not None
+    assert table.groups[0].entries[slot, 1, 3:5].tolist() == [magnitude.data_ptr(), 0]
+    assert table.groups[1].entries[slot, 1].tolist() == [0, 0, 0, 0, shift.data_ptr(), 0, 0, 0]
 
 
 def test_only_the_slots_own_entries_change_and_none_moves(table: AdapterTable) -> None:
@@ -90,18 +98,6 @@ def test_a_slot_is_free_when_its_adapter_is_gone(table: AdapterTable) -> None:
     assert table.assign(_placed(2)) == 0
 
 
-def test_terms_live_as_long_as_their_slot(table: AdapterTable) -> None:
-    adapter, term = _placed(0), torch.ones(272)
-    memory = weakref.ref(term)
-    table.assign(adapter, {(0, 0): OutputTerms(scale=term)})
-    del term
-    gc.collect()
-    assert memory() is not None
-    table.free(adapter)
-    gc.collect()
-    assert memory() is None
-
-
 def test_what_the_kernels_would_misread_is_refused(table: AdapterTable) -> None:
     good = _placed(0)
     group = good.groups[0]
@@ -118,9 +114,12 @@ def test_what_the_kernels_would_misread_is_refused(table: AdapterTable) -> None:
         with pytest.raises(ValueError, match=r"suit|expected"):
             table.assign(adapter)
         assert table.slot(adapter) is None, what
+    q = group.parts[0]
+    assert q is not None
     for term in (torch.ones(271), torch.ones(272, dtype=torch.float64), torch.ones(544)[::2]):
+        parts = replace(q, shift=term), *group.parts[1:]
         with pytest.raises(ValueError, match=r"shape|expected"):
-            table.assign(good, {(0, 0): OutputTerms(bias=term)})
+            table.assign(replace(good, groups={0: replace(group, parts=parts)}))
     assert not any(group.entries.any() for group in table.groups)
     assert table.assigned == []
 
