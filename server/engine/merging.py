@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Mapping, Set
 from statistics import median
 from typing import Literal
 
-from adapters.delta import AdapterWeights
+from adapters.delta import AdapterWeights, ModuleDelta
 from adapters.errors import AdapterError
-from adapters.merge import MergedCopy, merge
+from adapters.merge import MergedCopy, check_mergeable, merge
 from server.engine.base import ServedModel
 from server.engine.stats import MergeStats
 
@@ -64,6 +64,7 @@ class Build:
         started = self._resumed = time.perf_counter()
         try:
             weights = self._load(self.digest)
+            check_mergeable(weights)
             needed = merged_bytes(self._model, weights.deltas)
             if needed > self._budget:
                 raise AdapterError(
@@ -83,10 +84,14 @@ class Build:
         self._resumed = time.perf_counter()
 
 
-def merged_bytes(model: ServedModel, targets: Collection[str]) -> int:
-    """Bytes of the weights that a merged copy of the modules named in `targets` takes, before any is made."""
-    shapes = [model.spec.linears[name] for name in targets]
-    parameters = sum(shape.in_features * shape.out_features for shape in shapes)
+def merged_bytes(model: ServedModel, deltas: Mapping[str, ModuleDelta]) -> int:
+    """Bytes of the weights and new biases that a merged copy of these modules takes, before any is made."""
+    parameters = 0
+    for name, delta in deltas.items():
+        shape = model.spec.linears[name]
+        parameters += shape.in_features * shape.out_features
+        if delta.magnitude is not None or delta.shift is not None:
+            parameters += shape.out_features
     return parameters * int(model.dtype.itemsize)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from adapters.batched import BatchedLinear
-from adapters.delta import AdapterWeights, ModuleDelta
+from adapters.delta import AdapterWeights, EmbeddingDelta, ExpertsDelta, ModuleDelta
+from adapters.errors import AdapterError
 from adapters.linear import make_linear
 from adapters.merge import build_merged, merged_weight
 from adapters.plain import PlainBatch
@@ -65,3 +68,62 @@ def test_merging_another_replaces_the_first_from_the_pristine_base() -> None:
     assert layers[1].merged is None
     assert torch.equal(layers[0].merged.weight(), first)
     assert all(torch.equal(layer.weight, WEIGHT) for layer in layers)
+
+
+FULL = replace(
+    DELTA,
+    magnitude=torch.rand(6, generator=GENERATOR),
+    shift=torch.randn(6, generator=GENERATOR),
+    input_scale=torch.rand(4, generator=GENERATOR),
+)
+NONE = torch.empty(0, 4), torch.empty(6, 0), 1.0
+
+
+def _exact(x: torch.Tensor, bias: torch.Tensor | None, delta: ModuleDelta) -> torch.Tensor:
+    """One map in float64, term by term."""
+    x = x.double()
+    y = (x if delta.input_scale is None else x * delta.input_scale.double()) @ WEIGHT.double().t()
+    y = y if bias is None else y + bias.double()
+    y = y if delta.magnitude is None else y * delta.magnitude.double()
+    y = y + delta.scale * (x @ delta.a.double().t()) @ delta.b.double().t()
+    return y if delta.shift is None else y + delta.shift.double()
+
+
+@pytest.mark.parametrize("bias", [BIAS, None], ids=["bias", "no bias"])
+@pytest.mark.parametrize(
+    "delta",
+    [
+        FULL,
+        replace(DELTA, magnitude=FULL.magnitude),
+        ModuleDelta(*NONE, shift=FULL.shift),
+        ModuleDelta(*NONE, magnitude=FULL.magnitude),
+        ModuleDelta(*NONE, input_scale=FULL.input_scale),
+    ],
+    ids=["all terms", "dora", "shift", "magnitude", "input scale"],
+)
+def test_every_term_is_in_the_copy(delta: ModuleDelta, bias: torch.Tensor | None) -> None:
+    batch = PlainBatch([("q",)], torch.float32)
+    layer = BatchedLinear("q", make_linear(WEIGHT, bias), bias, batch, 0, 0, False)
+    nbytes = build_merged([layer], AdapterWeights("d", {"q": delta}))
+    assert layer.merged is not None
+    x = torch.randn(3, 4, generator=GENERATOR)
+    assert torch.allclose(layer.merged(x).double(), _exact(x, bias, delta), atol=1e-5)
+    unchanged = delta.shift is None and (bias is None or delta.magnitude is None)
+    assert nbytes == WEIGHT.nbytes + (0 if unchanged else BIAS.nbytes)
+    assert torch.equal(layer.weight, WEIGHT)
+
+
+def test_what_linear_maps_can_not_hold_is_refused_by_name() -> None:
+    row = torch.ones(1, 4)
+    refused = {
+        "changes the embeddings model.embed": {"embeddings": {"model.embed": EmbeddingDelta()}},
+        "adds to the experts model.experts": {"experts": {"model.experts": ExpertsDelta(row, row, 1.0)}},
+        "replaces model.norm": {"replaced": {"model.norm": {"weight": row}}},
+        "has a task head score.weight": {"head": {"score.weight": row}},
+        "from its invocation tokens on only": {"invocation": (1, 2)},
+    }
+    layers = _layers()
+    for reason, fields in refused.items():
+        with pytest.raises(AdapterError, match=f"adapter d can't be merged: it .*{reason}.*without --merge"):
+            build_merged(layers, AdapterWeights("d", {"q": DELTA}, **fields))
+    assert all(layer.merged is None for layer in layers)

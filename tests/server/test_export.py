@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from adapters.errors import InvalidAdapter
+from adapters.delta import AdapterWeights, EmbeddingDelta, ExpertsDelta, ModuleDelta
+from adapters.errors import AdapterError, InvalidAdapter
+from server import export
 from server.engine.loading import UnsupportedModel
 from server.export import export_merged
 from tests.kit import Families, Family, full_logits, prompts
@@ -96,3 +100,92 @@ def test_refuses_a_wrong_adapter_or_base_and_writes_nothing(families: Families, 
     with pytest.raises(UnsupportedModel):
         export_merged(str(tmp_path / "absent"), families("llama").adapter("all"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def _merged(family: Family, folder: Path, weights: AdapterWeights, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The exported base with `weights` in it, loaded again."""
+    monkeypatch.setattr(export, "read_adapter", lambda *_: weights)
+    export_merged(str(_save(family, folder / "base")), family.adapter("all"), folder / "out")
+    return AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32)
+
+
+def _random(*sizes: int) -> torch.Tensor:
+    return torch.randn(*sizes, generator=torch.Generator().manual_seed(sum(sizes)))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_every_term_of_a_linear_map_is_written(
+    name: str, families: Families, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = families(name)
+    target = {"llama": "model.layers.1.mlp.down_proj", "gpt2": "transformer.h.1.mlp.c_proj"}[name]
+    module = family.stock.get_submodule(target)
+    weight = module.weight.t() if name == "gpt2" else module.weight
+    outputs, inputs = weight.shape
+    delta = ModuleDelta(
+        _random(2, inputs), _random(outputs, 2), 0.5, _random(outputs), None, input_scale=_random(inputs)
+    )
+    assert delta.magnitude is not None
+    assert delta.input_scale is not None
+    expected = copy.deepcopy(family.stock)
+    own = weight * delta.input_scale * delta.magnitude[:, None] + 0.5 * delta.b @ delta.a
+    inside = expected.get_submodule(target)
+    inside.weight.copy_(own.t() if name == "gpt2" else own)
+    if name == "gpt2":
+        delta = replace(delta, shift=_random(outputs))
+        inside.bias.copy_(module.bias * delta.magnitude + delta.shift)
+    merged = _merged(family, tmp_path, AdapterWeights("d", {target: delta}), monkeypatch)
+    assert torch.allclose(full_logits(merged, PROMPT), full_logits(expected, PROMPT), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["lora", "rows", "both", "replaced", "head", "norm"])
+def test_embeddings_and_whole_modules_are_written(
+    name: str, kind: str, families: Families, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the head is the same as the embeddings (qwen2): trained rows are the head's too, no more."""
+    family = families(name)
+    tied = name == "qwen2"
+    expected = copy.deepcopy(family.stock)
+    table, head = expected.model.embed_tokens, expected.lm_head
+    head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
+    vocabulary, dim = table.weight.shape
+    embeddings, replaced, ids = {}, {}, torch.tensor([3, 60])
+    if kind in ("lora", "rows", "both"):
+        record = EmbeddingDelta(scale=0.5)
+        if kind != "lora":
+            record = replace(record, ids=ids, rows=_random(2, dim))
+            for weight in (table.weight, head.weight)[: 1 + tied]:
+                weight[ids] = _random(2, dim)
+        if kind != "rows":
+            record = replace(record, a=_random(2, vocabulary), b=_random(dim, 2))
+            table.weight += 0.5 * (_random(dim, 2) @ _random(2, vocabulary)).t()
+        embeddings["model.embed_tokens"] = record
+    else:
+        path = {"replaced": "model.embed_tokens", "head": "lm_head", "norm": "model.norm"}[kind]
+        weight = expected.get_submodule(path).weight
+        replaced[path] = {"weight": _random(*weight.shape)}
+        weight.copy_(replaced[path]["weight"])
+    weights = AdapterWeights("d", {}, embeddings=embeddings, replaced=replaced)
+    merged = _merged(family, tmp_path, weights, monkeypatch)
+    prompt = [*PROMPT, 3, 60]
+    assert torch.allclose(full_logits(merged, prompt), full_logits(expected, prompt), atol=1e-3, rtol=1e-4)
+
+
+def test_what_no_checkpoint_can_hold_is_refused_by_name(
+    families: Families, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    none = torch.empty(0, 48), torch.empty(48, 0), 1.0
+    refused = {
+        f"adds a bias to {name}": AdapterWeights("d", {name: ModuleDelta(*none, shift=torch.ones(48))}),
+        "task head score.weight": AdapterWeights("d", {}, head={"score.weight": torch.ones(2, 48)}),
+        "invocation tokens": AdapterWeights("d", {}, invocation=(5, 6)),
+        "experts mlp.experts": AdapterWeights(
+            "d", {}, experts={"mlp.experts": ExpertsDelta(torch.ones(1), torch.ones(1), 1.0)}
+        ),
+    }
+    for number, (reason, weights) in enumerate(refused.items()):
+        with pytest.raises(AdapterError, match=rf"can't be merged: .*{reason}.*--adapter NAME=PATH"):
+            _merged(families("llama"), tmp_path / str(number), weights, monkeypatch)
+        assert not (tmp_path / str(number) / "out").exists()

@@ -7,9 +7,11 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from adapters.delta import AdapterWeights
 from adapters.errors import InvalidAdapter
@@ -17,7 +19,19 @@ from server.engine import merging
 from server.engine.base import ServedModel
 from server.engine.core import EngineCore
 from server.engine.merging import Merger, Trial, merged_bytes
-from tests.kit import AMPLE, Answers, Families, Family, ask, collect, engine_core, finish, prompts, step
+from tests.kit import (
+    AMPLE,
+    Answers,
+    Families,
+    Family,
+    ask,
+    collect,
+    engine_core,
+    finish,
+    prompts,
+    run_all,
+    step,
+)
 
 PROMPT = prompts(9)[0]
 
@@ -324,3 +338,46 @@ def test_any_mixture_of_requests_gets_its_own_answers(llama: Family) -> None:
             s.core.check()
         s.check()
         assert {True, False} == set(s.paths)
+
+
+def test_terms_are_in_the_copy_and_count(llama: Family) -> None:
+    def load(digest: str) -> AdapterWeights:
+        deltas = dict(llama.weights(digest).deltas)
+        for number, (name, delta) in enumerate(deltas.items()):
+            outputs = llama.model.spec.linears[name].out_features
+            terms = torch.linspace(0.5, 1.5, outputs), torch.linspace(-1, 1, outputs)
+            deltas[name] = replace(delta, magnitude=terms[0], shift=terms[1] if number % 2 else None)
+        return AdapterWeights(digest, deltas)
+
+    with engine_core(llama, load=load) as core:
+        expected = run_all(core, [ask("mixed", PROMPT, "all", max_tokens=100)])["mixed"].tokens
+    deltas = load("all").deltas
+    plain = merged_bytes(llama.model, llama.weights("all").deltas)
+    outputs = sum(llama.model.spec.linears[name].out_features for name in deltas)
+    assert merged_bytes(llama.model, deltas) == plain + 4 * outputs
+    assert expected != llama.expected("all", PROMPT, 100)
+    with served(llama, load=load) as s:
+        s.core.residency._load = load
+        request = s.ask("all", 100)
+        s.until_merged("all")
+        finish(s.core, s.answers)
+        assert s.answers[request].tokens == expected
+
+
+def test_an_adapter_that_linear_maps_can_not_hold_is_served_mixed(llama: Family) -> None:
+    def load(digest: str) -> AdapterWeights:
+        return replace(llama.weights(digest), invocation=(5,))
+
+    with served(llama, load=load) as s:
+        s.ask("all", 30)
+        s.step(2)
+        s.wait()
+        s.step()
+        build = s.building()
+        assert build is not None
+        build.join()
+        assert "invocation tokens" in str(build.error)
+        s.step(5)
+        assert s.building() is None
+        s.check()
+        assert not any(s.paths)
