@@ -40,6 +40,23 @@ class ExpertsSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadSpec:
+    """The head of one task on this base, by parameter names such as `classifier.out_proj.weight`.
+
+    Attributes:
+        shapes: of all its parameters; the first dimension of those in `by_label` is the number of labels,
+            which each adapter has its own of.
+        given: the shapes of those that the base's checkpoint has.
+        modules: what PEFT's `modules_to_save` calls its parts.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    by_label: frozenset[str]
+    given: Mapping[str, tuple[int, ...]]
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BaseSpec:
     """The frozen base as adapters see it.
 
@@ -55,10 +72,13 @@ class BaseSpec:
         embeddings: every table that is called with token ids, `(vocabulary, dim)`, by qualified module name.
         experts: the parameters of mixtures of experts that adapters may add to, by qualified name such as
             `model.layers.0.mlp.experts.gate_up_proj`, in the order in which their modules define them.
+        replaceable: the modules whose own parameters an adapter may bring instead, by qualified name; their
+            shapes are in `parameters`.
         source: the path or hub id that the base was loaded from.
         tied_head: whether the output head shares its weight with the input embedding.
         task: PEFT's name (`SEQ_CLS`, `TOKEN_CLS`) of what the checkpoint itself has a trained head for, or None.
         labels: names of that head's outputs.
+        heads: by PEFT's name of a task, what a head for it is made of; empty where any linear layer may be one.
     """
 
     name: str
@@ -68,8 +88,10 @@ class BaseSpec:
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     embeddings: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     experts: Mapping[str, ExpertsSpec] = field(default_factory=dict)
+    replaceable: frozenset[str] = field(default_factory=frozenset)
     kind: BaseKind = "decoder"
     source: str = ""
     tied_head: bool = False
     task: str | None = None
     labels: tuple[str, ...] = ()
+    heads: Mapping[str, HeadSpec] = field(default_factory=dict)

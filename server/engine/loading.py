@@ -27,6 +27,8 @@ _DYNAMIC_ROPE = ("dynamic", "longrope")
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _SEQ2SEQ_TYPES = ("t5", "mt5", "umt5")
 _T5_SOURCE = 512  # tokens that T5 was trained with, where a config does not say
+_ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")
+_ENCODER_TYPES = ("bert", *_ROBERTA_TYPES, "deberta", "deberta-v2", "distilbert", "electra")
 
 
 class UnsupportedModel(Exception):
@@ -115,7 +117,10 @@ def load_config(folder: Path) -> Any:
 
 def base_kind(config: Any) -> BaseKind:
     """What a base with this configuration does; see `BaseSpec`."""
-    return "encoder-decoder" if getattr(config, "is_encoder_decoder", False) else "decoder"
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    encodes = config.model_type in _ENCODER_TYPES and not getattr(config, "is_decoder", False)
+    return "encoder" if encodes else "decoder"
 
 
 def refuse_unsupported(config: Any) -> None:
@@ -138,11 +143,13 @@ def context_length(config: Any) -> int:
     Some rotary scalings change with the longest sequence of the batch: a row would depend on its
     neighbours. Such models are served up to the length at which the scaling begins. Of an encoder-decoder
     model it is source and target together, each as long as in training: its positions are relative, so that
-    longer ones are possible.
+    longer ones are possible. RoBERTa's positions begin behind that of the padding token.
     """
     if base_kind(config) == "encoder-decoder":
         return 2 * int(getattr(config, "n_positions", 0) or _T5_SOURCE)
     length = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    if config.model_type in _ROBERTA_TYPES:
+        return length - int(config.pad_token_id) - 1
     rope = getattr(config, "rope_parameters", None) or {}
     variants = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     for variant in variants:
@@ -168,8 +175,22 @@ def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.devi
     """
     if not hasattr(config, "use_cache"):
         config.use_cache = False
+    model, missing = read_checkpoint(_AUTO_CLASSES[base_kind(config)], folder, config, dtype)
+    refuse_missing(folder, missing)
+    model.eval().requires_grad_(False)
+    return cast(PreTrainedModel, model.to(device))
+
+
+def read_checkpoint(
+    auto_class: Any, folder: Path, config: Any, dtype: torch.dtype
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """The checkpoint in the class that `auto_class` chooses, and which of its parameters it does not have.
+
+    Raises:
+        UnsupportedModel: it can't be read.
+    """
     try:
-        model, found = _AUTO_CLASSES[base_kind(config)].from_pretrained(
+        model, found = auto_class.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -179,11 +200,13 @@ def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.devi
         )
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise UnsupportedModel(f"{folder}: {str(error).strip().splitlines()[0]}") from error
-    if found["missing_keys"]:  # they would be random numbers
-        missing = sorted(found["missing_keys"])
-        raise UnsupportedModel(f"{folder}: its weights lack {len(missing)} tensors, such as {missing[0]}")
-    model.eval().requires_grad_(False)
-    return cast(PreTrainedModel, model.to(device))
+    return model, frozenset(found["missing_keys"])
+
+
+def refuse_missing(folder: Path, missing: frozenset[str]) -> None:
+    """Raise `UnsupportedModel` if there are any: they would be random numbers."""
+    if missing:
+        raise UnsupportedModel(f"{folder}: its weights lack {len(missing)} tensors, such as {min(missing)}")
 
 
 def load_tokenizer(folder: Path) -> Any:
