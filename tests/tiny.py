@@ -106,6 +106,65 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi3": ("phi3", {**_LLAMA_LIKE, "tie_word_embeddings": False}),
+    "gpt_neo": (
+        "gpt_neo",
+        {
+            "vocab_size": VOCAB,
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_layers": 4,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": 9,
+            "max_position_embeddings": 256,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "initializer_range": 0.2,
+        },
+    ),
+    "gpt_neox": (
+        "gpt_neox",
+        {
+            **{field: value for field, value in _LLAMA_LIKE.items() if field != "num_key_value_heads"},
+            "tie_word_embeddings": False,
+        },
+    ),
+    "mixtral": (
+        "mixtral",
+        {**_LLAMA_LIKE, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            **_LLAMA_LIKE,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {
+            **_LLAMA_LIKE,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 20,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 12,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 16,
+            "moe_intermediate_size": 40,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
 }
 
 
