@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from adapters.batched import BatchSizes
 from adapters.survey import PROBE_TOKENS, MakeBatch, choose_batch, survey
-from server.engine import attention
 from server.engine.attention import AttentionPlan, KVCache, StepLayout, attention_plan
+from server.engine.families import use_paged_attention
 from server.engine.loading import UnsupportedModel, refuse_unsupported
 from server.engine.native.norms import use_native_norms
 from server.engine.plans import plan_type
@@ -70,8 +70,7 @@ class ServedModel:
         self.spec = seen.describe(model, name=name, digest=digest, source=source)
         self.batch, self.linears = seen.attach(model, make_batch, sizes or BatchSizes())
         use_native_norms(model)
-        attention.register()
-        model.set_attn_implementation(attention.NAME)
+        use_paged_attention(model)
         self.plan_type = plan or plan_type(self.device, self.dtype)
         self.kv_bytes = self._prove(seen.probe, seen.logits)
 
