@@ -50,10 +50,12 @@ _VERSIONS = Table(
     Column("task", String(63)),
     Column("labels", JSON),
     Column("invocation", JSON),
+    Column("variant", String(32)),
 )
 
 
 _LISTS = ("target_modules", "labels", "invocation")
+_VARIANT = "lora"  # of rows that were written before there were others
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class AdapterVersion:
         target_modules: distinct last components of the wrapped modules' names, sorted.
         source: where it came from, in the publisher's words.
         task, labels, invocation: as in `AdapterWeights`.
+        variant: what it is, in a short name such as `lora`, `dora`, `pissa` or `vera`.
     """
 
     name: str
@@ -85,6 +88,7 @@ class AdapterVersion:
     task: str | None = None
     labels: tuple[str, ...] = ()
     invocation: tuple[int, ...] = ()
+    variant: str = _VARIANT
 
     @property
     def ref(self) -> str:
@@ -157,4 +161,5 @@ def _add_columns(engine: Engine) -> None:
 
 def _from_row(row: dict[str, Any]) -> AdapterVersion:
     row.pop("deleted")
-    return AdapterVersion(**row | {name: tuple(row[name] or ()) for name in _LISTS})
+    lists = {name: tuple(row[name] or ()) for name in _LISTS}
+    return AdapterVersion(**row | lists | {"variant": row["variant"] or _VARIANT})

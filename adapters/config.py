@@ -1,56 +1,105 @@
-"""`adapter_config.json` as PEFT writes it: each module's rank and scale, and which modules are wrapped."""
+"""`adapter_config.json` as PEFT writes it: what decides about the answers, checked field by field."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from adapters.config_fields import APPLIED, NO_EFFECT, ORDINARY_INITS, REFUSED, TASK_TYPES, is_off
+from adapters.config_fields import (
+    ADALORA_APPLIED,
+    ADALORA_NO_EFFECT,
+    ADALORA_REFUSED,
+    APPLIED,
+    COMMON_APPLIED,
+    COMMON_NO_EFFECT,
+    FOLDED_INITS,
+    NO_EFFECT,
+    ORDINARY_INITS,
+    REFUSED,
+    TASKS,
+)
 from adapters.errors import AdapterTooLarge, InvalidAdapter
 from adapters.limits import AdapterLimits
 from adapters.patterns import NamePattern
 from adapters.strict_json import parse_object
+from adapters.variants.common import (
+    Targets,
+    boolean,
+    check_fields,
+    fault,
+    is_off,
+    name_list,
+    number,
+    pattern_table,
+    positive,
+)
+from adapters.variants.table import tuner
 
-MAX_PATTERNS = 4096
-MAX_REGULAR_EXPRESSIONS = 64
-Number = TypeVar("Number", int, float)
-ALL_LINEAR = "all-linear"
-_LAYER_INDEX = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
-_PLAIN_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleNames:
-    """Some modules: those named (in full, or by what follows a dot), or those that a pattern matches."""
-
-    names: frozenset[str] = frozenset()
-    pattern: NamePattern | None = None
-
-    def holds(self, module: str) -> bool:
-        if self.pattern is not None:
-            return self.pattern.matches(module)
-        return any(suffix in self.names for suffix in _suffixes(module))
+_BIAS = ("none", "all")
+_SUM = "use one of them"
 
 
 @dataclass(frozen=True, slots=True)
-class LoraConfig:
-    """The fields that decide what an adapter computes; `r`, `lora_alpha` and the rest are PEFT's names."""
+class AdapterConfig:
+    """What the configs of all tuners share; enough for those that are read by `variants/`.
+
+    Attributes:
+        raw: all fields as they are in the file.
+        decisive: those of them that decide about the answers.
+        saved: name endings of the modules that were trained as a whole (`modules_to_save`).
+        bias: `none`, `all` or (of the wrapped modules) `only`.
+    """
+
+    raw: Mapping[str, Any]
+    decisive: Mapping[str, Any]
+    peft_type: str
+    task: str | None
+    wrapped: Targets
+    saved: tuple[str, ...]
+    bias: str
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT would wrap `module`: what is trained as a whole is not wrapped."""
+        return self.wrapped.holds(module) and not any(f".{name}." in f".{module}." for name in self.saved)
+
+    @property
+    def variant(self) -> str:
+        """A short name: `lora`, `dora`, `pissa`, `vera`, ..."""
+        return self.peft_type.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig(AdapterConfig):
+    """LoRA's and AdaLoRA's own fields; `r`, `lora_alpha` and the rest are PEFT's names.
+
+    Attributes:
+        kept_ranks: of AdaLoRA's pruned modules, by name.
+        init: the way of initialising that changed the base (`pissa`, `olora`), or None.
+        tokens: trained tokens by the ending of the table's name; "" is the input embedding.
+        blocks: of BD-LoRA's block-diagonal factors; 0 where there are none.
+    """
 
     r: int
     lora_alpha: float
     use_rslora: bool
     rank_pattern: tuple[tuple[NamePattern, int], ...]
     alpha_pattern: tuple[tuple[NamePattern, float], ...]
-    target_modules: ModuleNames
-    exclude_modules: ModuleNames
-    layers: frozenset[int]
-    layers_pattern: tuple[re.Pattern[str], ...]
+    kept_ranks: Mapping[str, int]
+    init: str | None
+    use_dora: bool
+    lora_bias: bool
+    kasa: bool
+    blocks: int
+    tokens: Mapping[str, tuple[int, ...]]
+    invocation: tuple[int, ...]
+    target_parameters: tuple[str, ...]
 
     def rank_for(self, module: str) -> int:
         """`r`, or the first entry of `rank_pattern` that matches."""
+        if self.peft_type == "ADALORA":
+            return self.kept_ranks.get(module, self.r)
         return next((rank for pattern, rank in self.rank_pattern if pattern.matches(module)), self.r)
 
     def alpha_for(self, module: str) -> float:
@@ -59,23 +108,39 @@ class LoraConfig:
         return next(matching, self.lora_alpha)
 
     def scale_for(self, module: str) -> float:
-        """What `B A x` is multiplied by: `alpha / r`, or `alpha / sqrt(r)` when rank-stabilised."""
+        """What `B A x` is multiplied by: `alpha / r`, or `alpha / sqrt(r)` when rank-stabilised.
+
+        PEFT divides AdaLoRA's by the rank before pruning, and adds 1e-5 to it.
+        """
+        if self.peft_type == "ADALORA":
+            return self.lora_alpha / (self.r + 1e-5)
         rank = self.rank_for(module)
         return self.alpha_for(module) / (math.sqrt(rank) if self.use_rslora else rank)
 
-    def targets(self, module: str) -> bool:
-        """Whether PEFT would wrap `module`: its `check_target_module_exists`."""
-        if self.exclude_modules.holds(module) or not self.target_modules.holds(module):
-            return False
-        # PEFT applies layers_to_transform only to modules that are not named in full.
-        if not self.layers or module in self.target_modules.names:
-            return True
-        matches = (pattern.match(module) for pattern in self.layers_pattern)
-        found = next((match for match in matches if match), None)
-        return found is not None and int(found["idx"]) in self.layers
+    @property
+    def is_plain(self) -> bool:
+        """Whether A, B and the scales are all that there is to it."""
+        extra = APPLIED - {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
+        extra -= {"peft_type", "task_type", "init_lora_weights"}
+        extra -= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+        return (
+            self.peft_type == "LORA"
+            and self.task in (None, "CAUSAL_LM")
+            and self.init is None
+            and not any(field in self.decisive for field in extra)
+        )
+
+    @property
+    def variant(self) -> str:
+        flags = {"alora": self.invocation, "kasa": self.kasa, "bdlora": self.blocks, "dora": self.use_dora}
+        named = next((name for name, flag in flags.items() if flag), None)
+        named = named or next(
+            (name for name in ("velora", "monteclora") if self.raw.get(f"{name}_config")), ""
+        )
+        return named or self.init or self.peft_type.lower()
 
 
-def parse_config(text: bytes, limits: AdapterLimits) -> LoraConfig:
+def parse_config(text: bytes, limits: AdapterLimits) -> AdapterConfig:
     """The config in the JSON `text`; every field is applied, without effect here, or refused by name.
 
     Raises:
@@ -87,150 +152,168 @@ def parse_config(text: bytes, limits: AdapterLimits) -> LoraConfig:
             f"adapter_config.json is {len(text)} bytes; the limit is {limits.max_config_bytes} bytes"
         )
     raw = parse_object(text, "adapter_config.json")
-    _check_fields(raw)
-    _check_layers(raw)
-    patterns = _names(raw, "layers_pattern")
-    return LoraConfig(
-        r=_rank(raw.get("r", 8), "r", limits),
-        lora_alpha=_number(raw.get("lora_alpha", 8), "lora_alpha"),
-        use_rslora=_boolean(raw, "use_rslora"),
-        rank_pattern=_patterns(raw, "rank_pattern", lambda value, field: _rank(value, field, limits)),
-        alpha_pattern=_patterns(raw, "alpha_pattern", _number),
-        target_modules=_target_modules(raw),
-        exclude_modules=_modules(raw, "exclude_modules"),
-        layers=_layers(raw.get("layers_to_transform")),
-        layers_pattern=tuple(_layer_pattern(name) for name in patterns) or (_LAYER_INDEX,),
+    peft_type = raw.get("peft_type")
+    if not isinstance(peft_type, str):
+        raise fault(f'peft_type must name a tuner such as "LORA", not {peft_type!r:.60}')
+    if raw.get("task_type") not in TASKS:
+        known = ", ".join(str(task) for task in TASKS if task)
+        raise fault(f"task_type {raw['task_type']!r:.60} is not supported; those that are: {known}")
+    if peft_type == "LORA":
+        check_fields(raw, APPLIED, NO_EFFECT, REFUSED)
+        return _lora(raw, NO_EFFECT, limits)
+    if peft_type == "ADALORA":
+        check_fields(raw, ADALORA_APPLIED, ADALORA_NO_EFFECT, ADALORA_REFUSED)
+        return _lora(raw, ADALORA_NO_EFFECT, limits)
+    reader = tuner(peft_type)
+    no_effect = {**COMMON_NO_EFFECT, **reader.NO_EFFECT}
+    check_fields(raw, COMMON_APPLIED | set(reader.APPLIED), no_effect, reader.REFUSED)
+    return AdapterConfig(**_common(raw, no_effect))
+
+
+def _common(
+    raw: Mapping[str, Any], no_effect: Mapping[str, str], *, optional: bool = False
+) -> dict[str, Any]:
+    decisive = {
+        field: value
+        for field, value in raw.items()
+        if field not in no_effect and not is_off(value) and (field, value) != ("bias", "none")
+    }
+    return {
+        "raw": raw,
+        "decisive": decisive,
+        "peft_type": raw["peft_type"],
+        "task": raw.get("task_type"),
+        "wrapped": Targets.parse(raw, optional=optional),
+        "saved": tuple(name_list(raw, "modules_to_save")),
+        "bias": _bias(raw),
+    }
+
+
+def _bias(raw: Mapping[str, Any]) -> str:
+    value = raw.get("bias") or "none"
+    only = f"{raw['peft_type']}_only".lower()
+    if isinstance(value, str) and value.lower() in (only, "lora_only"):
+        return "only"
+    if value not in _BIAS:
+        raise fault(f'bias must be "none", "all" or "{only}", not {value!r:.60}; train with one of these')
+    return str(value)
+
+
+def _lora(raw: Mapping[str, Any], no_effect: Mapping[str, str], limits: AdapterLimits) -> LoraConfig:
+    adalora = raw["peft_type"] == "ADALORA"
+
+    def rank(value: object, field: str) -> int:
+        result = positive(value, field)
+        if result > limits.max_rank:
+            raise AdapterTooLarge(
+                f"adapter_config.json: {field} is {result!r:.60}; the largest rank is {limits.max_rank}"
+            )
+        return result
+
+    parameters = name_list(raw, "target_parameters")
+    config = LoraConfig(
+        **_common(raw, no_effect, optional=bool(parameters)),
+        r=rank(raw.get("init_r", 12), "init_r") if adalora else rank(raw.get("r", 8), "r"),
+        lora_alpha=number(raw.get("lora_alpha", 8), "lora_alpha"),
+        use_rslora=boolean(raw, "use_rslora"),
+        rank_pattern=() if adalora else pattern_table(raw, "rank_pattern", rank),
+        alpha_pattern=pattern_table(raw, "alpha_pattern", number),
+        kept_ranks=_kept_ranks(raw) if adalora else {},
+        init=None if adalora else _init(raw),
+        use_dora=boolean(raw, "use_dora"),
+        lora_bias=boolean(raw, "lora_bias"),
+        kasa=not is_off(raw.get("kasa_config")),
+        blocks=_blocks(raw.get("use_bdlora")),
+        tokens=_tokens(raw.get("trainable_token_indices")),
+        invocation=_token_ids(raw.get("alora_invocation_tokens") or [], "alora_invocation_tokens"),
+        target_parameters=tuple(parameters),
     )
+    _check_together(config)
+    return config
 
 
-def _fault(message: str) -> InvalidAdapter:
-    return InvalidAdapter(f"adapter_config.json: {message}")
-
-
-def _check_fields(raw: Mapping[str, Any]) -> None:
-    if raw.get("peft_type") != "LORA":
-        raise _fault(f'peft_type must be "LORA", not {raw.get("peft_type")!r}')
-    if raw.get("task_type") not in TASK_TYPES:
-        raise _fault(f'task_type {raw["task_type"]!r} is not supported; only "CAUSAL_LM" is')
-    for field, value in raw.items():
-        if field in APPLIED or field in NO_EFFECT or is_off(field, value):
-            continue
-        if field in REFUSED:
-            raise _fault(f"{field}: {REFUSED[field]}")
-        raise _fault(f"unknown field {field!r:.60} with value {value!r:.60}; remove it if it has no effect")
+def _init(raw: Mapping[str, Any]) -> str | None:
+    """The initialisation that changed the base, which is to be folded in; None: the base is as it was."""
     init = raw.get("init_lora_weights", True)
-    if (
-        not isinstance(init, bool | str)
-        or (init.lower() if isinstance(init, str) else init) not in ORDINARY_INITS
-    ):
-        raise _fault(
-            f"init_lora_weights {init!r:.60} changes the base while training and is not supported yet; "
-            "save with path_initial_model_for_weight_conversion, or train with init_lora_weights=true"
+    name = init.lower() if isinstance(init, str) else init
+    if isinstance(name, bool | str) and name in ORDINARY_INITS:
+        return None
+    if name not in FOLDED_INITS or name == "pissa" != init:
+        raise fault(
+            f"init_lora_weights {init!r:.60} changes the base while training, in a way that can't be "
+            "repeated from its weights; save with path_initial_model_for_weight_conversion, or train with "
+            "init_lora_weights=true"
         )
-
-
-def _check_layers(raw: Mapping[str, Any]) -> None:
-    """The combinations that PEFT itself refuses."""
-    layers, patterns = raw.get("layers_to_transform"), raw.get("layers_pattern")
-    if isinstance(raw.get("target_modules"), str) and (layers is not None or patterns is not None):
-        raise _fault(
-            "layers_to_transform and layers_pattern need a list of target_modules; "
-            "write the layers into the pattern instead"
+    if name == "olora" and raw.get("fan_in_fan_out"):
+        raise fault(
+            "init_lora_weights 'olora' on layers with fan_in_fan_out is not supported; save with "
+            "path_initial_model_for_weight_conversion"
         )
-    if patterns and layers is None:
-        raise _fault("layers_pattern needs layers_to_transform too")
+    return str(name)
 
 
-def _rank(value: object, field: str, limits: AdapterLimits) -> int:
-    if type(value) is not int or value < 1:
-        raise _fault(f"{field} must be an integer of at least 1, not {value!r:.60}")
-    if value > limits.max_rank:
-        raise AdapterTooLarge(
-            f"adapter_config.json: {field} is {value!r:.60}; the largest rank is {limits.max_rank}"
-        )
-    return value
-
-
-def _number(value: object, field: str) -> float:
-    try:
-        number = float(value) if type(value) in (int, float) else math.nan  # type: ignore[arg-type]
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise _fault(f"{field} must be a finite number, not {value!r:.60}")
-    return number
-
-
-def _boolean(raw: Mapping[str, Any], field: str) -> bool:
-    value = raw.get(field, False)
-    if not isinstance(value, bool):
-        raise _fault(f"{field} must be true or false, not {value!r:.60}")
-    return value
-
-
-def _patterns(
-    raw: Mapping[str, Any], field: str, convert: Callable[[object, str], Number]
-) -> tuple[tuple[NamePattern, Number], ...]:
-    """The entries of rank_pattern or alpha_pattern in the order of the file, which decides between them."""
-    value = raw.get(field)
-    if value is None:
-        return ()
+def _blocks(value: object) -> int:
+    if is_off(value):
+        return 0
     if not isinstance(value, dict):
-        raise _fault(f"{field} must map module names to numbers, not {value!r:.60}")
-    if len(value) > MAX_PATTERNS:
-        raise _fault(f"{field} has {len(value)} entries; the most is {MAX_PATTERNS}")
-    patterns = tuple(
-        (
-            NamePattern(key, f"adapter_config.json: {field}", suffix=True),
-            convert(item, f"{field}[{key!r:.60}]"),
+        raise fault(f"use_bdlora must be an object with nblocks, not {value!r:.60}")
+    return positive(value.get("nblocks", 1), "use_bdlora.nblocks")
+
+
+def _kept_ranks(raw: Mapping[str, Any]) -> dict[str, int]:
+    """AdaLoRA's `rank_pattern`: for each `<module>.lora_E`, which of its directions were kept."""
+    if not number(raw.get("lora_alpha", 8), "lora_alpha") > 0:
+        raise fault("lora_alpha must be positive: PEFT gives AdaLoRA another scale when it is loaded again")
+    pattern = raw.get("rank_pattern") or {}
+    if not isinstance(pattern, dict):
+        raise fault(f"rank_pattern must map module names to lists, not {pattern!r:.60}")
+    kept = {}
+    for name, flags in pattern.items():
+        if not isinstance(flags, list) or not all(isinstance(flag, bool) for flag in flags):
+            raise fault(f"rank_pattern[{name!r:.60}] must be a list of true and false, not {flags!r:.60}")
+        kept[name.partition(".lora_E")[0]] = sum(flags)
+    return kept
+
+
+def _tokens(value: object) -> dict[str, tuple[int, ...]]:
+    field = "trainable_token_indices"
+    if is_off(value):
+        return {}
+    if isinstance(value, dict):
+        return {name: _token_ids(ids, f"{field}[{name!r:.60}]") for name, ids in value.items()}
+    return {"": _token_ids(value, field)}
+
+
+def _token_ids(value: object, field: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**31 for item in value):
+        raise fault(f"{field} must be a list of token ids, not {value!r:.60}")
+    return tuple(value)
+
+
+def _check_together(config: LoraConfig) -> None:
+    """What PEFT itself refuses, and what can't be said to act from a token on."""
+    flags = {
+        "use_dora": config.use_dora,
+        "use_bdlora": config.blocks,
+        "kasa_config": config.kasa,
+        "alora_invocation_tokens": config.invocation,
+        "velora_config": config.raw.get("velora_config"),
+        "monteclora_config": config.raw.get("monteclora_config"),
+    }
+    on = [field for field, flag in flags.items() if flag]
+    if len(on) > 1:
+        raise fault(f"{' and '.join(on)} don't go together, in PEFT neither; train with one of them")
+    if config.lora_bias and (config.use_dora or config.init):
+        raise fault("lora_bias doesn't go with DoRA, PiSSA and OLoRA, in PEFT neither; train without it")
+    if config.target_parameters and (on or config.lora_bias or config.init):
+        what = on[0] if on else "lora_bias" if config.lora_bias else "init_lora_weights"
+        raise fault(f"target_parameters doesn't go with {what}, in PEFT neither; train without one of them")
+    always: dict[str, object] = {"modules_to_save": config.saved, "trainable_token_indices": config.tokens}
+    always |= {"bias": config.bias != "none"}
+    if config.invocation and (also := [field for field, flag in always.items() if flag]):
+        raise fault(
+            f"{also[0]} acts on every token, alora_invocation_tokens from one on; train without one of them"
         )
-        for key, item in value.items()
-    )
-    if sum(not pattern.plain for pattern, _ in patterns) > MAX_REGULAR_EXPRESSIONS:
-        raise _fault(f"{field} has over {MAX_REGULAR_EXPRESSIONS} regular expressions; use module names")
-    return patterns
 
 
-def _names(raw: Mapping[str, Any], field: str) -> list[str]:
-    """A list of names; one name alone counts as a list of one."""
-    value = raw.get(field) or []
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _fault(f"{field} must be a list of module names, not {value!r:.60}")
-    return names
-
-
-def _modules(raw: Mapping[str, Any], field: str) -> ModuleNames:
-    value = raw.get(field)
-    if isinstance(value, str) and value:
-        return ModuleNames(pattern=NamePattern(value, f"adapter_config.json: {field}"))
-    return ModuleNames(frozenset(_names(raw, field)))
-
-
-def _target_modules(raw: Mapping[str, Any]) -> ModuleNames:
-    value = raw.get("target_modules")
-    if not value:
-        raise _fault("target_modules is missing; name the modules that were trained")
-    if isinstance(value, str) and value.lower() == ALL_LINEAR:
-        # PEFT leaves out the output head, which in a causal model is the linear layer at the top level.
-        return ModuleNames(pattern=NamePattern(r".*\..*", "target_modules"))
-    return _modules(raw, "target_modules")
-
-
-def _layers(value: object) -> frozenset[int]:
-    layers = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(layer) is int and layer >= 0 for layer in layers):
-        raise _fault(f"layers_to_transform must be layer numbers, not {value!r:.60}")
-    return frozenset(layers)
-
-
-def _layer_pattern(name: str) -> re.Pattern[str]:
-    if not _PLAIN_NAME.fullmatch(name):
-        raise _fault(f"layers_pattern {name!r:.60} must be a plain module name such as 'layers'")
-    return re.compile(rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\.")
-
-
-def _suffixes(module: str) -> list[str]:
-    """`a.b.c` -> `a.b.c`, `b.c`, `c`."""
-    parts = module.split(".")
-    return [".".join(parts[index:]) for index in range(len(parts))]
+__all__ = ["AdapterConfig", "InvalidAdapter", "LoraConfig", "parse_config"]

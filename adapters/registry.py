@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from adapters.base import BaseSpec
 from adapters.catalog import AdapterVersion, Catalog
-from adapters.config import parse_config
-from adapters.delta import AdapterWeights
+from adapters.config import AdapterConfig, parse_config
+from adapters.config_fields import HEAD_TASKS
+from adapters.delta import AdapterWeights, all_finite
+from adapters.derived import Derived
 from adapters.digest import content_digest
 from adapters.errors import (
     AdapterConflict,
@@ -31,12 +36,15 @@ from adapters.errors import (
     InvalidAdapter,
     InvalidName,
 )
+from adapters.labels import LABELS_FILE, MAX_LABELS_BYTES, parse_labels
 from adapters.limits import AdapterLimits
 from adapters.names import check_new_name, parse_ref
-from adapters.reader import AdapterPlan, plan_adapter, read_adapter, read_deltas
+from adapters.plan import AdapterPlan, plan_adapter
+from adapters.reader import AdapterReader
 from adapters.safetensors_file import read_header
 from adapters.snapshot import Snapshot
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, BlobStore
+from adapters.variants.common import BaseWeights
 
 __all__ = ["AdapterVersion", "Registry"]
 
@@ -50,6 +58,7 @@ class Registry:
         data_dir: made if it does not exist.
         base: what adapters are checked against; only versions of its digest are visible.
         dtype: what they are computed in; values too large for it are refused. None: as they are stored.
+        base_weights: the base's parameters, which some variants need; without them these are refused.
 
     Attributes:
         on_unused: called with a digest whose files are gone, since no version has it and nobody holds it.
@@ -59,9 +68,15 @@ class Registry:
     """
 
     def __init__(
-        self, data_dir: Path, base: BaseSpec, limits: AdapterLimits, dtype: torch.dtype | None = None
+        self,
+        data_dir: Path,
+        base: BaseSpec,
+        limits: AdapterLimits,
+        dtype: torch.dtype | None = None,
+        base_weights: BaseWeights | None = None,
     ) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
+        self._base_weights = base_weights
         self._base, self._limits, self._dtype = base, limits, dtype
         self._in_use = (data_dir / "lock").open("w")
         try:
@@ -97,9 +112,14 @@ class Registry:
         self._in_use.close()
 
     def publish(
-        self, name: str, config: bytes, weights: Path, source: str = ""
+        self, name: str, config: bytes, weights: Path, source: str = "", labels: bytes | None = None
     ) -> tuple[AdapterVersion, bool]:
         """Check an adapter in full and make it the newest version of `name`.
+
+        Args:
+            config: the text of adapter_config.json.
+            weights: a safetensors file.
+            labels: names of its head's outputs, as JSON; see `parse_labels`.
 
         Returns:
             The version, and whether it is new: the content that is the newest already is not published twice.
@@ -109,15 +129,21 @@ class Registry:
             AdapterConflict: the registry is full.
         """
         check_new_name(name, self._base.name)
-        with self._store.stage(config, weights, self._limits.max_file_bytes) as staged:
-            plan = self._check(config, staged / WEIGHTS_FILE)
-            digest = content_digest(plan.config, staged / WEIGHTS_FILE, self._limits)
+        named = parse_labels(labels) if labels is not None else ()
+        with self._store.stage(config, weights, self._limits.max_file_bytes, labels) as staged:
+            plan = self._plan(config, staged / WEIGHTS_FILE)
+            digest = content_digest(plan.config, staged / WEIGHTS_FILE, self._limits, named)
+            adapter = self._read(plan, staged, digest, named)
+            self._check(plan, adapter)
             size = (staged / WEIGHTS_FILE).stat().st_size
             with self._writing:
-                return self._commit(staged, self._new_version(name, digest, size, plan, source))
+                return self._commit(staged, self._new_version(name, size, plan, adapter, source))
 
     def publish_folder(self, name: str, folder: Path, source: str = "") -> tuple[AdapterVersion, bool]:
-        """`publish` the two files of a folder that PEFT saved."""
+        """`publish` the two files of a folder that PEFT saved.
+
+        The labels are those of `labels.json` there, or else of a `config.json` with `id2label`.
+        """
         if not (folder / WEIGHTS_FILE).is_file() and (folder / "adapter_model.bin").is_file():
             raise InvalidAdapter(
                 "adapter_model.bin is a pickle/zip checkpoint, not safetensors; "
@@ -126,9 +152,8 @@ class Registry:
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / file).is_file():
                 raise InvalidAdapter(f"{folder} holds no {file}")
-        with (folder / CONFIG_FILE).open("rb") as file_object:
-            config = file_object.read(self._limits.max_config_bytes + 1)
-        return self.publish(name, config, folder / WEIGHTS_FILE, source)
+        config = _read_text(folder / CONFIG_FILE, self._limits.max_config_bytes)
+        return self.publish(name, config, folder / WEIGHTS_FILE, source, _labels_beside(folder, config))
 
     def resolve(self, ref: str) -> AdapterVersion:
         """The version that `name` (the newest) or `name@3` means now.
@@ -192,59 +217,93 @@ class Registry:
         folder = self._store.folder(digest)
         try:
             config = (folder / CONFIG_FILE).read_bytes()
-            self._check_digest(digest, config, folder / WEIGHTS_FILE)
-            return read_adapter(
-                config, folder / WEIGHTS_FILE, self._base, self._limits, dtype=dtype, digest=digest
-            )
+            labels = _stored_labels(folder)
+            plan = self._plan(config, folder / WEIGHTS_FILE)
+            self._check_digest(digest, plan.config, folder / WEIGHTS_FILE, labels)
+            return self._read(plan, folder, digest, labels, dtype)
         except FileNotFoundError:
             raise AdapterNotFound(f"no adapter with digest {digest[:12]}") from None
         except InvalidAdapter as error:
             raise InvalidAdapter(f"stored adapter {digest[:12]} can't be loaded: {error}") from error
 
-    def _check(self, config: bytes, weights: Path) -> AdapterPlan:
-        """Read everything once, one module in memory at a time."""
+    def _plan(self, config: bytes, weights: Path) -> AdapterPlan:
         header = read_header(weights, self._limits)
-        plan = plan_adapter(parse_config(config, self._limits), header, self._base)
-        self._check_memory(plan)
-        for module, delta in read_deltas(plan, weights, header):
-            if self._dtype is not None and not delta.fits(self._dtype):
-                raise InvalidAdapter(
-                    f"{module} has values too large for {self._dtype}, in which the base is served; "
-                    "start with --dtype float32"
-                )
-        return plan
+        return plan_adapter(parse_config(config, self._limits), header, self._base)
 
-    def _check_memory(self, plan: AdapterPlan) -> None:
+    def _read(
+        self,
+        plan: AdapterPlan,
+        folder: Path,
+        digest: str,
+        labels: tuple[str, ...],
+        dtype: torch.dtype | None = None,
+    ) -> AdapterWeights:
+        """The records of the files in `folder`, where what follows from the base's weights is kept too."""
+        self._check_memory(plan.applied)
+        derived = Derived.load(folder, self._base.digest, self._base_weights)
+        reader = AdapterReader(plan, folder / WEIGHTS_FILE, derived, dtype)
+        adapter = reader.read(digest, labels, self._limits.max_rank)
+        if derived.changed:
+            with suppress(OSError):  # on a full disk it is computed again the next time
+                derived.save(folder, self._base.digest)
+        return adapter
+
+    def _check(self, plan: AdapterPlan, adapter: AdapterWeights) -> None:
+        """That it fits into memory as it is served, and its values into the type that is computed in."""
+        self._check_memory(max(plan.applied, sum(tensor.numel() for tensor in adapter.tensors())))
+        if self._dtype is None:
+            return
+        misfits = (module for module, delta in adapter.deltas.items() if not delta.fits(self._dtype))
+        others = (
+            name
+            for name, tensors in _beside_deltas(adapter)
+            if not all(all_finite(tensor.to(self._dtype)) for tensor in tensors)
+        )
+        misfit = next(chain(misfits, others), None)
+        if misfit is not None:
+            raise InvalidAdapter(
+                f"{misfit} has values too large for {self._dtype}, in which the base is served; "
+                "start with --dtype float32"
+            )
+
+    def _check_memory(self, numbers: int) -> None:
         most = self._limits.max_memory_bytes
-        needed = plan.parameters * (self._dtype or torch.float32).itemsize
+        needed = numbers * (self._dtype or torch.float32).itemsize
         if most is not None and needed > most:
             raise AdapterTooLarge(
                 f"the adapter takes {needed / 2**20:.1f} MiB in memory, more than all adapters together may "
                 f"({most / 2**20:.1f} MiB); raise --adapter-memory-gb"
             )
 
-    def _check_digest(self, digest: str, config: bytes, weights: Path) -> None:
+    def _check_digest(
+        self, digest: str, config: AdapterConfig, weights: Path, labels: tuple[str, ...]
+    ) -> None:
         """Hash the files unless this process has done so since they were written."""
         seen = _status(weights)
         if self._intact.get(digest) != seen:
-            if content_digest(parse_config(config, self._limits), weights, self._limits) != digest:
+            if content_digest(config, weights, self._limits, labels) != digest:
                 raise InvalidAdapter("its files were changed or damaged on disk; publish it again")
             self._intact[digest] = seen
 
     def _new_version(
-        self, name: str, digest: str, size: int, plan: AdapterPlan, source: str
+        self, name: str, size: int, plan: AdapterPlan, adapter: AdapterWeights, source: str
     ) -> AdapterVersion:
+        wrapped = (*adapter.deltas, *adapter.embeddings, *adapter.experts)
         return AdapterVersion(
             name=name,
             version=self._catalog.next_version(name),
-            digest=digest,
+            digest=adapter.digest,
             base_digest=self._base.digest,
             created=time.time(),
             size=size,
-            rank=plan.rank,
+            rank=_rank(adapter),
             parameters=plan.parameters,
-            target_modules=plan.target_modules,
+            target_modules=tuple(sorted({module.rpartition(".")[2] for module in wrapped})),
             source=source,
+            task=adapter.task,
+            labels=adapter.labels,
+            invocation=adapter.invocation,
+            variant=plan.config.variant,
         )
 
     def _commit(self, staged: Path, version: AdapterVersion) -> tuple[AdapterVersion, bool]:
@@ -287,6 +346,45 @@ class Registry:
                 self._intact.pop(digest, None)
                 self._store.remove(digest)
                 self.on_unused(digest)
+
+
+def _beside_deltas(adapter: AdapterWeights) -> Iterator[tuple[str, Iterable[Tensor]]]:
+    """Each record that is not of a linear map, with its tensors."""
+    for name, table in adapter.embeddings.items():
+        yield name, table.tensors()
+    for name, experts in adapter.experts.items():
+        yield name, experts.tensors()
+    for name, parameters in (*adapter.replaced.items(), ("the head", adapter.head)):
+        yield name, parameters.values()
+
+
+def _rank(adapter: AdapterWeights) -> int:
+    """The largest of all records, as they are served."""
+    ranks = [adapter.max_rank, *(record.a.shape[1] for record in adapter.experts.values())]
+    ranks += [record.a.shape[0] for record in adapter.embeddings.values() if record.a is not None]
+    return max(ranks)
+
+
+def _read_text(path: Path, limit: int) -> bytes:
+    """A text that may be one byte over its limit, so that whoever checks that sees it."""
+    with path.open("rb") as file:
+        return file.read(limit + 1)
+
+
+def _stored_labels(folder: Path) -> tuple[str, ...]:
+    path = folder / LABELS_FILE
+    return parse_labels(_read_text(path, MAX_LABELS_BYTES)) if path.is_file() else ()
+
+
+def _labels_beside(folder: Path, config: bytes) -> bytes | None:
+    """The labels in a folder that PEFT saved: their own file, or those of the model, if it has a head."""
+    if (folder / LABELS_FILE).is_file():
+        return _read_text(folder / LABELS_FILE, MAX_LABELS_BYTES)
+    if not any(f'"{task}"'.encode() in config for task in HEAD_TASKS):
+        return None
+    path = folder / "config.json"
+    text = _read_text(path, MAX_LABELS_BYTES) if path.is_file() else b""
+    return text if b'"id2label"' in text else None
 
 
 def _status(path: Path) -> tuple[int, int, int]:

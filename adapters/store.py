@@ -2,6 +2,8 @@
 
     root/<digest>/adapter_config.json
     root/<digest>/adapter_model.safetensors
+    root/<digest>/labels.json                 names of its head's outputs, if some were given
+    root/<digest>/derived.safetensors         what follows from it and the base's weights, for some variants
     root/.incoming-*                          being written; swept at start
 
 A folder appears under its digest by one rename of files that are already on disk, so that after a crash at
@@ -19,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapters.errors import AdapterNotFound, AdapterTooLarge, InvalidAdapter
+from adapters.labels import LABELS_FILE
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -51,8 +54,10 @@ class BlobStore:
         return [entry.name for entry in self._root.iterdir() if _DIGEST.fullmatch(entry.name)]
 
     @contextmanager
-    def stage(self, config: bytes, weights: Path, max_bytes: int) -> Iterator[Path]:
-        """A private copy of both files, on disk to stay; gone at the end unless it was committed.
+    def stage(
+        self, config: bytes, weights: Path, max_bytes: int, labels: bytes | None = None
+    ) -> Iterator[Path]:
+        """A private copy of the files, on disk to stay; gone at the end unless it was committed.
 
         The copy is what gets checked, so that nobody can change a file between its check and its use.
 
@@ -64,7 +69,9 @@ class BlobStore:
         try:
             (folder / CONFIG_FILE).write_bytes(config)
             _copy(weights, folder / WEIGHTS_FILE, max_bytes)
-            for path in (folder / CONFIG_FILE, folder / WEIGHTS_FILE, folder):
+            if labels is not None:
+                (folder / LABELS_FILE).write_bytes(labels)
+            for path in (*folder.iterdir(), folder):
                 _sync(path)
             yield folder
         finally:
@@ -73,13 +80,13 @@ class BlobStore:
     def commit(self, staged: Path, digest: str) -> None:
         """Make a staged copy the blob of `digest`; when this returns, it survives a crash.
 
-        Files that are there already are replaced, which repairs a damaged blob. Each pair of old and new
-        files with one digest is the same adapter, so a crash between the two does no harm.
+        Files that are there already are replaced, which repairs a damaged blob. Old and new files with one
+        digest are the same adapter, so a crash between two of them does no harm.
         """
         folder = self.folder(digest)
         if folder.is_dir():
-            for name in (CONFIG_FILE, WEIGHTS_FILE):
-                os.replace(staged / name, folder / name)
+            for path in staged.iterdir():
+                os.replace(path, folder / path.name)
             _sync(folder)
         else:
             os.rename(staged, folder)

@@ -16,8 +16,20 @@ def parse_object(text: bytes, what: str) -> dict[str, Any]:
     Raises:
         InvalidAdapter: not UTF-8, not JSON, not an object, or a key given twice; `what` names the source.
     """
+    value = parse_json(text, what)
+    if not isinstance(value, dict):
+        raise InvalidAdapter(f"{what} must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def parse_json(text: bytes, what: str) -> Any:
+    """Any JSON value, as strict as `parse_object`.
+
+    Raises:
+        InvalidAdapter: not UTF-8, not JSON, or a key given twice.
+    """
     try:
-        value = json.loads(
+        return json.loads(
             text.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
         )
     except UnicodeDecodeError:
@@ -26,9 +38,6 @@ def parse_object(text: bytes, what: str) -> dict[str, Any]:
         raise InvalidAdapter(f"{what} is nested too deeply") from None
     except ValueError as error:
         raise InvalidAdapter(f"{what} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidAdapter(f"{what} must be a JSON object, not {type(value).__name__}")
-    return value
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

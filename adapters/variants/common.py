@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from adapters.base import BaseSpec, LinearSpec
@@ -32,8 +33,8 @@ _PLAIN_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 class Tuner(Protocol):
     """A module of this package for one `peft_type`.
 
-    `APPLIED`, `NO_EFFECT` (with why) and `REFUSED` (with what to do) name the tuner's own config fields; those
-    that all share are in `config_fields.py`. `records` gets the tensors of the tuner itself (those of
+    `APPLIED`, `NO_EFFECT` (with why) and `REFUSED` (with what to do) name the tuner's own config fields;
+    those that all share are in `config_fields.py`. `records` gets the tensors of the tuner itself (those of
     `modules_to_save` and `bias` are taken out before), as stored, without the prefix `base_model.model.`, or
     without `base_model.` where a tensor belongs to no module (`vera_A`).
     """
@@ -70,12 +71,13 @@ class ModuleNames:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The modules that PEFT wraps: its `check_target_module_exists`."""
+    """The modules that PEFT wraps: its `check_target_module_exists`. `all_linear`: linear layers only."""
 
     target_modules: ModuleNames
     exclude_modules: ModuleNames
     layers: frozenset[int]
     layers_pattern: tuple[re.Pattern[str], ...]
+    all_linear: bool = False
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], *, optional: bool = False) -> Targets:
@@ -90,6 +92,7 @@ class Targets:
             ModuleNames.parse(raw, "exclude_modules"),
             _layers(raw.get("layers_to_transform")),
             tuple(_layer_pattern(name) for name in name_list(raw, "layers_pattern")) or (_LAYER_INDEX,),
+            _is_all_linear(raw),
         )
 
     def holds(self, module: str) -> bool:
@@ -195,7 +198,7 @@ def check_targets(found: Collection[str], targets: Targets, base: BaseSpec) -> N
             "the file is incomplete, or made for another base"
         )
     for module in sorted(base.other_modules):
-        if targets.holds(module) and module not in found:
+        if not targets.all_linear and targets.holds(module) and module not in found:
             raise fault(
                 f"target_modules matches {module}, which is not a linear layer of {base.name}; "
                 "LoRA on it is not supported"
@@ -212,6 +215,11 @@ def check_shape(name: str, tensor: Tensor, shape: Iterable[int]) -> Tensor:
     if tuple(tensor.shape) != wanted:
         raise InvalidAdapter(f"tensor {name!r} has shape {text(tensor.shape)}; the base needs {text(wanted)}")
     return tensor
+
+
+def no_factors(linear: LinearSpec) -> tuple[Tensor, Tensor]:
+    """`A` and `B` of rank 0, where only the other terms of a record act."""
+    return torch.zeros(0, linear.in_features), torch.zeros(linear.out_features, 0)
 
 
 def text(shape: Iterable[int]) -> str:
@@ -321,10 +329,15 @@ def _target_modules(raw: Mapping[str, Any], optional: bool) -> ModuleNames:
         if optional:
             return ModuleNames()
         raise fault("target_modules is missing; name the modules that were trained")
-    if isinstance(value, str) and value.lower() == ALL_LINEAR:
+    if _is_all_linear(raw):
         # PEFT leaves out the output head, which in a causal model is the linear layer at the top level.
         return ModuleNames(pattern=NamePattern(r".*\..*", "target_modules"))
     return ModuleNames.parse(raw, "target_modules")
+
+
+def _is_all_linear(raw: Mapping[str, Any]) -> bool:
+    value = raw.get("target_modules")
+    return isinstance(value, str) and value.lower() == ALL_LINEAR
 
 
 def _layers(value: object) -> frozenset[int]:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from adapters.base import BaseSpec, LinearSpec
+from adapters.base import BaseSpec
 from adapters.limits import AdapterLimits
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE
+from adapters.survey import survey
 
 LIMITS = AdapterLimits()
 
@@ -46,15 +46,7 @@ def tiny_gpt2() -> GPT2LMHeadModel:
 
 
 def spec_of(model: PreTrainedModel, name: str = "tiny", digest: str = "b" * 64) -> BaseSpec:
-    linears, others = {}, set()
-    for path, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            linears[path] = LinearSpec(path, module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):
-            linears[path] = LinearSpec(path, module.nx, module.nf)
-        elif path:
-            others.add(path)
-    return BaseSpec(name, digest, linears, frozenset(others))
+    return survey(model).describe(model, name=name, digest=digest)
 
 
 def wrap(model: PreTrainedModel, seed: int = 1, **options: Any) -> Any:

@@ -52,10 +52,12 @@ def test_a_file_of_an_older_release_gets_the_columns_that_it_lacks(tmp_path: Pat
     catalog.add(version("a", 1))
     catalog.close()
     with closing(sqlite3.connect(path)) as old:
-        for column in ("task", "labels", "invocation"):
+        for column in ("task", "labels", "invocation", "variant"):
             old.execute(f"ALTER TABLE adapter_versions DROP COLUMN {column}")
         old.commit()
-    newer = replace(version("a", 2), task="SEQ_CLS", labels=("good", "bad"), invocation=(7, 8))
+    newer = replace(
+        version("a", 2), task="SEQ_CLS", labels=("good", "bad"), invocation=(7, 8), variant="dora"
+    )
     catalog = Catalog(path)
     catalog.add(newer)
     assert catalog.live() == [version("a", 1), newer]

@@ -13,7 +13,14 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from adapters.config import LoraConfig, parse_config
-from adapters.config_fields import APPLIED, NO_EFFECT, REFUSED
+from adapters.config_fields import (
+    ADALORA_APPLIED,
+    ADALORA_NO_EFFECT,
+    ADALORA_REFUSED,
+    APPLIED,
+    NO_EFFECT,
+    REFUSED,
+)
 from adapters.errors import AdapterTooLarge, InvalidAdapter
 from adapters.limits import AdapterLimits
 from tests.adapters.conftest import LIMITS, spec_of, tiny_gpt2, tiny_llama
@@ -23,7 +30,9 @@ MODULES = [*spec_of(tiny_llama()).linears, *spec_of(tiny_gpt2()).linears, "q_pro
 
 
 def parse(**fields: object) -> LoraConfig:
-    return parse_config(json.dumps(MINIMAL | fields).encode(), LIMITS)
+    config = parse_config(json.dumps(MINIMAL | fields).encode(), LIMITS)
+    assert isinstance(config, LoraConfig)
+    return config
 
 
 def refused(**fields: object) -> str:
@@ -33,44 +42,99 @@ def refused(**fields: object) -> str:
     return str(caught.value)
 
 
-def test_every_field_of_peft_is_in_one_table() -> None:
-    tables = [*APPLIED, *NO_EFFECT, *REFUSED]
+@pytest.mark.parametrize(
+    ("theirs", "tables"),
+    [
+        (peft.LoraConfig, [*APPLIED, *NO_EFFECT, *REFUSED]),
+        (peft.AdaLoraConfig, [*ADALORA_APPLIED, *ADALORA_NO_EFFECT, *ADALORA_REFUSED]),
+    ],
+)
+def test_every_field_of_peft_is_in_one_table(theirs: type, tables: list[str]) -> None:
     assert len(tables) == len(set(tables))
-    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} <= set(tables)
+    assert {field.name for field in dataclasses.fields(theirs)} <= set(tables)
 
 
 def test_defaults_of_peft_pass() -> None:
     config = peft.LoraConfig(target_modules=["q_proj"]).to_dict()
     parsed = parse_config(json.dumps(config | {"target_modules": ["q_proj"]}).encode(), LIMITS)
+    assert isinstance(parsed, LoraConfig)
+    assert parsed.is_plain
     assert (parsed.r, parsed.lora_alpha, parsed.scale_for("q_proj")) == (8, 8.0, 1.0)
 
 
 @pytest.mark.parametrize("field", sorted(REFUSED))
 def test_refused_by_name(field: str) -> None:
-    assert f"{field}: " in refused(**{field: "all" if field == "bias" else [1]})
+    assert f"{field}: {REFUSED[field]}" in refused(**{field: [1]})
     nothing: list[object] = [None, False, [], {}]
     for off in nothing:
         parse(**{field: off})
 
 
-@pytest.mark.parametrize(
-    "init", ["pissa", "PiSSA", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", 1, None, []]
-)
-def test_inits_that_change_the_base(init: object) -> None:
-    assert "init_lora_weights" in refused(init_lora_weights=init)
+@pytest.mark.parametrize("field", sorted(ADALORA_REFUSED))
+def test_refused_with_adalora(field: str) -> None:
+    assert f"{field}: {ADALORA_REFUSED[field]}" in refused(peft_type="ADALORA", **{field: [1]})
+
+
+@pytest.mark.parametrize("init", ["pissa_niter_4", "PiSSA", "corda", "loftq", "lora_ga", 1, None, []])
+def test_inits_that_change_the_base_beyond_repetition(init: object) -> None:
+    message = refused(init_lora_weights=init)
+    assert "init_lora_weights" in message
+    assert "save with path_initial_model_for_weight_conversion" in message
+
+
+@pytest.mark.parametrize(("init", "name"), [("pissa", "pissa"), ("olora", "olora"), ("OLoRA", "olora")])
+def test_inits_that_are_folded_in(init: str, name: str) -> None:
+    assert (parse(init_lora_weights=init).init, parse(init_lora_weights=init).variant) == (name, name)
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "Orthogonal", "eva", "mica"])
 def test_inits_that_do_not(init: object) -> None:
-    parse(init_lora_weights=init)
+    assert parse(init_lora_weights=init).init is None
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"peft_type": "LOHA"}, "peft_type must be \"LORA\", not 'LOHA'"),
-        ({"peft_type": None}, "peft_type must be"),
-        ({"task_type": "SEQ_CLS"}, "task_type 'SEQ_CLS' is not supported"),
+        ({"peft_type": "OFT"}, "peft_type 'OFT' is not supported: "),
+        ({"peft_type": "NEW"}, "peft_type 'NEW' is not supported: there is no reader for it; merge it"),
+        ({"peft_type": None}, "peft_type must name a tuner"),
+        (
+            {"task_type": "QUESTION_ANS"},
+            "task_type 'QUESTION_ANS' is not supported; those that are: CAUSAL_LM",
+        ),
+        ({"bias": "some"}, 'bias must be "none", "all" or "lora_only", not \'some\''),
+        ({"bias": 3}, 'bias must be "none", "all" or "lora_only", not 3'),
+        ({"use_dora": 1}, "use_dora must be true or false"),
+        ({"lora_bias": "yes"}, "lora_bias must be true or false"),
+        ({"modules_to_save": [1]}, "modules_to_save must be a list of module names"),
+        ({"target_parameters": {"a": 1}}, "target_parameters must be a list of module names"),
+        ({"use_bdlora": True}, "use_bdlora must be an object with nblocks, not True"),
+        ({"use_bdlora": {"nblocks": 0}}, "use_bdlora.nblocks must be an integer of at least 1"),
+        ({"trainable_token_indices": [-1]}, "trainable_token_indices must be a list of token ids, not [-1]"),
+        ({"trainable_token_indices": {"e": 1}}, "trainable_token_indices['e'] must be a list of token ids"),
+        ({"alora_invocation_tokens": ["a"]}, "alora_invocation_tokens must be a list of token ids"),
+        ({"use_dora": True, "kasa_config": {"beta": 1}}, "use_dora and kasa_config don't go together"),
+        ({"use_dora": True, "lora_bias": True}, "lora_bias doesn't go with DoRA, PiSSA and OLoRA"),
+        ({"target_parameters": ["w"], "use_dora": True}, "target_parameters doesn't go with use_dora"),
+        (
+            {"target_parameters": ["w"], "init_lora_weights": "pissa"},
+            "target_parameters doesn't go with init_lora_weights",
+        ),
+        (
+            {"alora_invocation_tokens": [1], "modules_to_save": ["norm"]},
+            "modules_to_save acts on every token, alora_invocation_tokens from one on",
+        ),
+        (
+            {"init_lora_weights": "olora", "fan_in_fan_out": True},
+            "init_lora_weights 'olora' on layers with fan_in_fan_out is not supported",
+        ),
+        ({"peft_type": "ADALORA", "lora_alpha": 0}, "lora_alpha must be positive"),
+        ({"peft_type": "ADALORA", "init_r": 999}, "init_r is 999; the largest rank is 256"),
+        ({"peft_type": "ADALORA", "rank_pattern": [1]}, "rank_pattern must map module names to lists"),
+        (
+            {"peft_type": "ADALORA", "rank_pattern": {"q.lora_E": [1]}},
+            "rank_pattern['q.lora_E'] must be a list of true and false",
+        ),
         ({"brand_new": 3}, "unknown field 'brand_new' with value 3"),
         ({"r": 0}, "r must be an integer of at least 1, not 0"),
         ({"r": True}, "r must be an integer"),
@@ -153,6 +217,7 @@ TARGETS: list[dict[str, Any]] = [
     {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [0], "layers_pattern": "model.layers"},
     {"target_modules": ["model.layers.1.self_attn.q_proj", "c_fc"], "layers_to_transform": [0]},
     {"target_modules": ["q_proj"], "layers_to_transform": []},
+    {"target_modules": ["q_proj", "up_proj", "c_fc"], "modules_to_save": ["mlp", "lm_head"]},
 ]
 
 
@@ -175,5 +240,30 @@ def test_scale() -> None:
 
 
 def test_messages_about_fields_say_what_to_do() -> None:
-    for reason in REFUSED.values():
+    for reason in (*REFUSED.values(), *ADALORA_REFUSED.values()):
         assert re.search("train|serve", reason)
+
+
+def test_scale_and_ranks_of_adalora() -> None:
+    kept = {"a.q_proj.lora_E": [True, False, True], "a.k_proj.lora_E": [False] * 3}
+    config = parse(peft_type="ADALORA", init_r=3, lora_alpha=6, rank_pattern=kept)
+    assert [config.rank_for(name) for name in ("a.q_proj", "a.k_proj", "a.v_proj")] == [2, 0, 3]
+    assert config.scale_for("a.q_proj") == 6 / (3 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "variant"),
+    [
+        ({}, "lora"),
+        ({"use_dora": True}, "dora"),
+        ({"use_dora": True, "init_lora_weights": "pissa"}, "dora"),
+        ({"kasa_config": {"beta": 1}}, "kasa"),
+        ({"use_bdlora": {"nblocks": 2}}, "bdlora"),
+        ({"alora_invocation_tokens": [1]}, "alora"),
+        ({"velora_config": {"scale": 1}}, "velora"),
+        ({"monteclora_config": {"num_samples": 1}}, "monteclora"),
+        ({"peft_type": "ADALORA"}, "adalora"),
+    ],
+)
+def test_variants_have_short_names(fields: dict[str, Any], variant: str) -> None:
+    assert parse(**fields).variant == variant

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from adapters.base import BaseSpec
 from adapters.config import parse_config
 from adapters.errors import InvalidAdapter
-from adapters.reader import plan_adapter, read_adapter
+from adapters.plan import plan_adapter
+from adapters.reader import read_adapter
 from adapters.safetensors_file import read_header
 from tests.adapters.conftest import LIMITS, AdapterFiles, save, spec_of, tiny_gpt2, tiny_llama, wrap
 
@@ -79,8 +80,7 @@ def test_deltas_equal_those_of_peft(
 
 def test_summary_and_digest(files: AdapterFiles, base: BaseSpec) -> None:
     plan = plan_adapter(parse_config(files.config, LIMITS), read_header(files.weights, LIMITS), base)
-    assert (plan.rank, plan.target_modules) == (4, ("q_proj", "v_proj"))
-    assert plan.parameters == sum(tensor.numel() for tensor in files.tensors().values())
+    assert plan.parameters == plan.applied == sum(tensor.numel() for tensor in files.tensors().values())
     adapter = read_adapter(files.config, files.weights, base, LIMITS, digest="known")
     assert (adapter.digest, adapter.max_rank) == ("known", 4)
     assert len(read_adapter(files.config, files.weights, base, LIMITS).digest) == 64
@@ -161,11 +161,15 @@ def test_wrong_rank(files: AdapterFiles, base: BaseSpec) -> None:
     ("key", "reason"),
     [
         ("base_model.model.model.layers.0.self_attn.q_proj.surprise", "unknown tensor"),
-        ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),
-        ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias", "a bias on lora_B"),
-        ("base_model.model.model.layers.0.self_attn.k_proj.bias", "trained biases"),
-        ("base_model.model.model.embed_tokens.lora_embedding_A", "LoRA on an embedding"),
-        ("base_model.model.lm_head.weight", "fully trained modules"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "use_dora off"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias", "lora_bias off"),
+        ("base_model.model.model.layers.0.self_attn.k_proj.bias", 'bias="none"'),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "has no lora_embedding_B beside it"),
+        ("base_model.model.model.norm.weight", "fully trained modules are named in modules_to_save"),
+        (
+            "base_model.model.lm_head.weight",
+            "has shape (4, 32); tiny has (64, 32): the vocabulary was resized",
+        ),
         ("model.layers.0.self_attn.k_proj.lora_A.weight", "unknown tensor|fully trained modules"),
         ("base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight", "has no lora_B beside it"),
     ],
@@ -183,8 +187,18 @@ def test_two_adapters_in_one_file(files: AdapterFiles, base: BaseSpec) -> None:
 
 
 def test_copied_embeddings(base: BaseSpec, tmp_path: Path) -> None:
-    files = save(wrap(tiny_llama(), target_modules=["lm_head"]), tmp_path, save_embedding_layers=True)
-    assert "save again with save_embedding_layers=False" in refused(files, base)
+    model = tiny_llama()
+    files = save(wrap(model, target_modules=["embed_tokens"]), tmp_path, save_embedding_layers=True)
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    assert key in files.tensors()
+    without = read_adapter(files.config, files.weights, base, LIMITS)
+    same = read_adapter(files.config, files.weights, base, LIMITS, base_weights=model.get_parameter)
+    assert same.embeddings.keys() == without.embeddings.keys() == {"model.embed_tokens"}
+    change(files, lambda tensors: tensors[key].mul_(1.1))
+    with pytest.raises(
+        InvalidAdapter, match=f"tensor '{key}' is not the base's own model.embed_tokens.weight"
+    ):
+        read_adapter(files.config, files.weights, base, LIMITS, base_weights=model.get_parameter)
 
 
 def test_pair_for_a_module_that_cannot_be_wrapped(files: AdapterFiles, base: BaseSpec) -> None:
@@ -216,7 +230,9 @@ def test_module_outside_the_config(files: AdapterFiles, base: BaseSpec) -> None:
 
 def test_target_that_is_no_linear_layer(files: AdapterFiles, base: BaseSpec) -> None:
     files.set(target_modules=["q_proj", "v_proj", "embed_tokens"])
-    assert "target_modules matches model.embed_tokens, which is not a linear layer" in refused(files, base)
+    assert "targets model.embed_tokens, but the weights hold no tensors for it" in refused(files, base)
+    files.set(target_modules=["q_proj", "v_proj", "norm"])
+    assert "target_modules matches model.norm, which is not a linear layer" in refused(files, base)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

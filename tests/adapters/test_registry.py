@@ -87,7 +87,7 @@ def test_bad_uploads_leave_nothing(registry: Registry, files: AdapterFiles, tmp_
     with pytest.raises(InvalidAdapter, match="truncated"):
         registry.publish_folder("tone", files.folder)
     files.weights.write_bytes(good)
-    with pytest.raises(InvalidAdapter, match="use_dora"):
+    with pytest.raises(InvalidAdapter, match="has no lora_magnitude_vector beside it"):
         registry.publish("tone", files.set(use_dora=True), files.weights)
     with pytest.raises(InvalidName, match="reserved"):
         registry.publish_folder("latest", files.folder)

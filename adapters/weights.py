@@ -1,0 +1,25 @@
+"""The frozen base's parameters by name, for adapters whose records follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adapters.batched import BatchedLinear
+from adapters.variants.common import BaseWeights
+
+
+def base_weights(model: nn.Module, linears: Mapping[str, BatchedLinear]) -> BaseWeights:
+    """The parameters of a served model, some of which are in its batched layers; see `BaseWeights`."""
+
+    def weights(name: str) -> Tensor:
+        module, _, own = name.rpartition(".")
+        layer = linears.get(module)
+        tensor = getattr(layer, own) if layer is not None else model.get_parameter(name)
+        if not isinstance(tensor, Tensor):
+            raise KeyError(name)
+        return tensor.detach().to("cpu", torch.float32)
+
+    return weights
