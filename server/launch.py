@@ -27,6 +27,7 @@ from adapters.limits import AdapterLimits
 from adapters.merge import build_merged
 from adapters.registry import AdapterVersion, Registry
 from adapters.residency import Residency
+from adapters.weights import base_weights
 from server.api.app import create_app
 from server.api.context import ServerContext
 from server.engine import loading
@@ -108,7 +109,8 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
     startup.lap("base")
     model = model_type(stock, name=name, digest=digest, source=source, sizes=sizes)
     startup.lap("proof")
-    registry = Registry(settings.data_dir, model.spec, _limits(settings), model.dtype)
+    weights = base_weights(model.model, model.linears)
+    registry = Registry(settings.data_dir, model.spec, _limits(settings), model.dtype, weights)
     published = [_publish(registry, entry) for entry in settings.adapter]
     core = core_type(
         model, tokenizer, _residency(settings, registry, model), _sizes(settings, config, model), ends

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from adapters.batched import BatchSizes
 from adapters.survey import PROBE_TOKENS, MakeBatch, choose_batch, survey
+from adapters.weights import base_weights
 from server.engine.attention import AttentionPlan, KVCache, StepLayout, attention_plan
 from server.engine.families import use_paged_attention
 from server.engine.loading import UnsupportedModel, refuse_unsupported
@@ -95,8 +96,8 @@ class ServedModel:
         return logits
 
     def weight(self, name: str) -> Tensor:
-        """The frozen weight of a linear map, `(out_features, in_features)`, by its name in `spec.linears`."""
-        return self.linears[name].weight
+        """A frozen parameter of the base by its name in `spec.parameters`; see `BaseWeights`."""
+        return base_weights(self.model, self.linears)(name)
 
     def checksum(self) -> str:
         """Hex SHA-256 over every weight as it is used now: equal before and after, whatever was served."""
