@@ -195,7 +195,8 @@ def _grouped(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
 
 
 def _aligned(tensor: Tensor) -> bool:
-    return all(step == 1 or step * tensor.itemsize % _ALIGNMENT == 0 for step in tensor.stride())
+    wide = [step for step in tensor.stride() if step != 1]
+    return len(wide) == tensor.dim() - 1 and all(step * tensor.itemsize % _ALIGNMENT == 0 for step in wide)
 
 
 class BatchedRouter:
