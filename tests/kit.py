@@ -42,6 +42,10 @@ _ROLES: dict[str, tuple[list[str], list[str]]] = {
     "opt": (["q_proj", "k_proj", "v_proj", "out_proj"], ["fc1", "fc2"]),
     "phi3": (["qkv_proj", "o_proj"], ["gate_up_proj", "down_proj"]),
     "gpt_oss": (["q_proj", "k_proj"], ["v_proj", "o_proj"]),  # its experts are not linear layers
+    "gpt_neo": (["q_proj", "k_proj", "v_proj", "out_proj"], ["c_fc", "c_proj"]),
+    "gpt_neox": (["query_key_value", "attention.dense"], ["dense_h_to_4h", "dense_4h_to_h"]),
+    "mixtral": (_LLAMA_ROLES[0], ["w1", "w3", "w2"]),  # PEFT makes parameters of all experts of these
+    "deepseek_v3": (["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"], _LLAMA_ROLES[1]),
 }
 
 
