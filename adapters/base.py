@@ -67,7 +67,8 @@ class BaseSpec:
             `model.layers.0.self_attn.q_proj`.
         other_modules: every other qualified module name, so that an error can tell "not a linear
             layer" from "no such module".
-        parameters: the shape of every parameter by qualified name, tied ones under each of their names.
+        parameters: the shape of every parameter by qualified name, in the order of the model's definition;
+            tied ones under each of their names.
         kind: `decoder` generates, `encoder` classifies and embeds, `encoder-decoder` generates from a source.
         embeddings: every table that is called with token ids, `(vocabulary, dim)`, by qualified module name.
         experts: the parameters of mixtures of experts that adapters may add to, by qualified name such as
