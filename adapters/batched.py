@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from adapters.delta import AdapterWeights
 from adapters.extras import place_extras
 from adapters.linear import LinearMap
+from adapters.overrides import Overrides
 from adapters.placed import Groups, Placed
 from adapters.segment import Segment
 
@@ -45,6 +46,7 @@ class AdapterBatch(ABC, Generic[P, R]):
 
     Attributes:
         token_segments, logit_segments: whose the rows of the step in flight are; empty between steps.
+        overrides: what the adapters change beside the linear maps, on the model that the batch belongs to.
     """
 
     def __init__(self, groups: Groups, dtype: torch.dtype, *, pin: bool = False) -> None:
@@ -53,6 +55,7 @@ class AdapterBatch(ABC, Generic[P, R]):
         self.dtype = dtype
         self.pin = pin
         self.use_merged = False
+        self.overrides = Overrides(nn.Module(), {})
         self.token_segments: Sequence[Segment[P]] = ()
         self.logit_segments: Sequence[Segment[P]] = ()
         self._tokens: R | None = None
@@ -62,13 +65,14 @@ class AdapterBatch(ABC, Generic[P, R]):
         """Put an adapter into the form that this batch computes with, on the host.
 
         Raises:
-            InvalidAdapter: a value is too large for the type that is computed in.
+            InvalidAdapter: a value is too large for the type that is computed in, or the model has no place
+                for something.
         """
+        self.overrides.check(weights)
         placed = self._place(weights)
         extras = place_extras(weights, self.dtype, pin=self.pin)
-        if extras is None:
-            return placed
-        return replace(placed, extras=extras, nbytes=placed.nbytes + extras.nbytes)
+        nbytes = placed.nbytes + (extras.nbytes if extras is not None else 0)
+        return replace(placed, extras=extras, nbytes=nbytes, invocation=weights.invocation)
 
     @abstractmethod
     def _place(self, weights: AdapterWeights) -> P:
@@ -93,11 +97,13 @@ class AdapterBatch(ABC, Generic[P, R]):
             self._tokens = self._rows(tokens, on_logits=False)
             if any(segment.adapter for segment in logits):
                 self._logits = self._rows(logits, on_logits=True)
+            self.overrides.begin(tokens, logits)
 
     def end(self) -> None:
         """Forget the step."""
         self._tokens = self._logits = None
         self.token_segments = self.logit_segments = ()
+        self.overrides.end()
 
     def apply(self, module: BatchedLinear, source: Tensor, x: Tensor) -> Tensor:
         """`W x` with each row's own delta; or with the merged `W`, in steps that use it.

@@ -63,11 +63,12 @@ def place_extras(weights: AdapterWeights, dtype: torch.dtype, *, pin: bool = Fal
         return None
 
     def cast(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point():
-            tensor = tensor.to(dtype)
-            if not all_finite(tensor):
-                raise InvalidAdapter(f"adapter {weights.digest[:12]} has values too large for {dtype}")
-        return tensor.contiguous().pin_memory() if pin else tensor.contiguous()
+        # Always a copy: what was read may be mapped from a file, which may go.
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        placed = torch.empty(tensor.shape, dtype=kind, pin_memory=pin).copy_(tensor)
+        if tensor.is_floating_point() and not all_finite(placed):
+            raise InvalidAdapter(f"adapter {weights.digest[:12]} has values too large for {dtype}")
+        return placed
 
     return Extras(weights.embeddings, weights.experts, weights.replaced, weights.head).each(cast)
 

@@ -7,7 +7,7 @@ adapters; layers that receive the very same tensor form a group, whose `A` produ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,13 +18,17 @@ from transformers.pytorch_utils import Conv1D
 from adapters.base import BaseKind, BaseSpec, LinearSpec
 from adapters.batched import AdapterBatch, BatchedLinear, BatchSizes
 from adapters.cuda.available import has_kernels
+from adapters.experts import attach_experts, find_experts
 from adapters.linear import make_linear
 from adapters.native.batch import NativeBatch
 from adapters.native.gemm import library
+from adapters.overrides import Overrides
 from adapters.placed import Groups
 from adapters.plain import PlainBatch
+from adapters.positions import PositionLinear, PositionOwners
+from adapters.sites import Site, find_sites, watch
 
-PROBE_TOKENS = 24
+PROBE_TOKENS = 23  # a number that no other dimension of a tensor is likely to have
 PROBE_TARGET = 10  # tokens of the decoder's side, where there are two sides
 
 MakeBatch = Callable[
@@ -35,12 +39,19 @@ MakeBatch = Callable[
 
 @dataclass(frozen=True, slots=True)
 class SeenLinear:
-    """One linear layer of the probe run. `source` is the identity of the tensor it was called with."""
+    """One call of a linear layer in the probe run.
+
+    Attributes:
+        rows: how many it was called with.
+        source: the identity of the tensor that it was called with.
+        on_positions: these were rows of the model's table of relative positions (`positions.py`).
+    """
 
     name: str
     module: nn.Module
     rows: int
     source: int
+    on_positions: bool = False
 
     @property
     def weight(self) -> Tensor:
@@ -60,15 +71,18 @@ class Survey:
     """What the probe run showed.
 
     Attributes:
-        logits: `(vocabulary,)`, the stock model's answer after `probe`.
-        tables: the embedding tables that were called with token ids.
+        logits: `(vocabulary,)`, the stock model's answer after `probe`; of an encoder, what its head gives
+            for the last token.
+        sites: where adapters may act beside the linear maps, by name of the module.
+        owners: what the `PositionLinear`s of the model share, if it has any.
     """
 
     probe: Tensor
     logits: Tensor
     seen: tuple[SeenLinear, ...]
-    tables: Mapping[str, nn.Embedding]
+    sites: Mapping[str, Site]
     kind: BaseKind = "decoder"
+    owners: PositionOwners = field(default_factory=PositionOwners)
 
     def describe(self, model: PreTrainedModel, *, name: str, digest: str, source: str = "") -> BaseSpec:
         """What adapters of this base are checked against. See `BaseSpec` for the arguments."""
@@ -87,13 +101,16 @@ class Survey:
             others,
             parameters,
             self._embeddings(),
+            find_experts(model),
+            replaceable=frozenset(self.sites),
             kind=self.kind,
             source=source,
             tied_head=tied,
         )
 
     def _embeddings(self) -> dict[str, tuple[int, int]]:
-        return {name: (module.num_embeddings, module.embedding_dim) for name, module in self.tables.items()}
+        tables = (site for site in self.sites.values() if site.embed_scale is not None)
+        return {site.name: (site.shapes["weight"][0], site.shapes["weight"][1]) for site in tables}
 
     def _linears(self) -> dict[str, LinearSpec]:
         return {
@@ -110,14 +127,19 @@ class Survey:
             members.setdefault(linear.source, []).append(linear)
         names = [tuple(linear.name for linear in group) for group in members.values()]
         batch = make_batch(names, self._linears(), model.dtype, model.device, sizes)
+        batch.overrides = Overrides(model, self.sites)
+        attach_experts(model, batch)
         head = model.get_output_embeddings()
         layers: dict[str, BatchedLinear] = {}
         for index, group in enumerate(members.values()):
             for member, linear in enumerate(group):
-                frozen, on_logits = make_linear(linear.weight, linear.bias), linear.module is head
+                tokens = layers.get(linear.name)
+                frozen = make_linear(linear.weight, linear.bias) if tokens is None else tokens.linear
+                on_logits = linear.module is head or linear.on_positions
                 layer = BatchedLinear(linear.name, frozen, linear.bias, batch, index, member, on_logits)
-                model.set_submodule(linear.name, layer)
-                layers[linear.name] = layer
+                placed = PositionLinear(layer, tokens, self.owners) if linear.on_positions else layer
+                model.set_submodule(linear.name, placed)
+                layers.setdefault(linear.name, layer)
         return batch, layers
 
 
@@ -149,15 +171,17 @@ def survey(model: PreTrainedModel, kind: BaseKind = "decoder") -> Survey:
 
     def note(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         alive.append(args[0])
-        seen.append(SeenLinear(name, module, args[0].numel() // args[0].shape[-1], id(args[0])))
+        rows = args[0].numel() // args[0].shape[-1]
+        # An encoder's layers see all tokens or none: what else they see are positions.
+        on_positions = kind == "encoder" and rows != PROBE_TOKENS and args[0].dim() == 3
+        seen.append(SeenLinear(name, module, rows, id(args[0]), on_positions))
 
-    tables: dict[str, nn.Embedding] = {}
-
+    tables: set[str] = set()
     inputs, row_counts, head_rows = _probe_run(kind, probe)
 
-    def note_table(name: str, module: nn.Embedding, args: tuple[Tensor, ...]) -> None:
+    def note_table(name: str, args: tuple[Tensor, ...]) -> None:
         if args and any(torch.equal(args[0], ids) for ids in inputs.values() if torch.is_tensor(ids)):
-            tables[name] = module
+            tables.add(name)
 
     hooks = [
         module.register_forward_pre_hook(lambda m, args, name=name: note(name, m, args))
@@ -165,25 +189,42 @@ def survey(model: PreTrainedModel, kind: BaseKind = "decoder") -> Survey:
         if type(module) in (nn.Linear, Conv1D)
     ]
     hooks += [
-        module.register_forward_pre_hook(lambda m, args, name=name: note_table(name, m, args))
+        module.register_forward_pre_hook(lambda m, args, name=name: note_table(name, args))
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding)
     ]
     try:
-        with torch.inference_mode():
+        with watch(model) as watched, torch.inference_mode():
             logits = model(**inputs).logits[0, -1]
     finally:
         for hook in hooks:
             hook.remove()
-    called = [linear.name for linear in seen]
     head = model.get_output_embeddings()
-    fit = [
-        linear
-        for linear in seen
-        if called.count(linear.name) == 1
-        and linear.rows in ({head_rows} if linear.module is head else row_counts)
-    ]
-    return Survey(probe, logits, tuple(fit), tables, kind)
+    calls: dict[str, list[SeenLinear]] = {}
+    for linear in seen:
+        calls.setdefault(linear.name, []).append(linear)
+
+    def fits(linear: SeenLinear) -> bool:
+        """Called once; or twice, on tokens and then on positions."""
+        known = linear.on_positions or linear.rows in ({head_rows} if linear.module is head else row_counts)
+        return known and [call.on_positions for call in calls[linear.name]] in (
+            [False],
+            [True],
+            [False, True],
+        )
+
+    fit = [linear for linear in seen if all(map(fits, calls[linear.name]))]
+    on_tokens = {linear.name for linear in fit} - {linear.name for linear in fit if linear.on_positions}
+    sites = find_sites(
+        model,
+        watched,
+        linears=on_tokens,
+        tables=tables,
+        row_counts=row_counts,
+        head_rows=head_rows,
+        padded=kind == "encoder",
+    )
+    return Survey(probe, logits, tuple(fit), sites, kind)
 
 
 def _probe_run(kind: BaseKind, probe: Tensor) -> tuple[dict[str, Any], set[int], int]:
@@ -192,4 +233,6 @@ def _probe_run(kind: BaseKind, probe: Tensor) -> tuple[dict[str, Any], set[int],
         target = probe[None, :PROBE_TARGET]
         inputs = {"input_ids": probe[None], "decoder_input_ids": target, "use_cache": False}
         return inputs, {PROBE_TOKENS, PROBE_TARGET}, PROBE_TARGET
+    if kind == "encoder":
+        return {"input_ids": probe[None]}, {PROBE_TOKENS}, 0
     return {"input_ids": probe[None], "use_cache": False, "logits_to_keep": 1}, {PROBE_TOKENS}, 1

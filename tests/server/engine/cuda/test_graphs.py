@@ -14,6 +14,7 @@ from torch import Tensor
 from adapters.batched import BatchSizes
 from adapters.cuda import batch as lora
 from adapters.cuda.batch import CudaBatch
+from adapters.delta import AdapterWeights, ModuleDelta
 from server.engine.attention import StepLayout
 from server.engine.base import ServedModel
 from server.engine.core import EngineCore
@@ -22,6 +23,7 @@ from server.engine.cuda.graphs import DecodeInputs, GraphedDecode, StaticDecode,
 from server.engine.cuda.plan import PagedPlan
 from tests.gpu import INTERPRETED
 from tests.kit import Families, Family, ask, engine_core, preload, prompts, run_all
+from tests.tiny import greedy
 
 PROMPTS = prompts(4, 9, 6, 3, 5)
 SIZES: dict[str, Any] = {
@@ -108,6 +110,28 @@ def test_more_rows_than_were_foreseen_go_the_other_way(llama: Family, model: Ser
         _check(core, llama, [(None, 2), (None, 3)])
         assert isinstance(path, Noted)
         assert path.steps == [(1, False)]
+
+
+def test_adapters_that_scale_inputs_go_the_other_way(llama: Family, model: ServedModel) -> None:
+    name = "model.layers.0.mlp.down_proj"
+    shape = model.spec.linears[name]
+    none = torch.empty(0, shape.in_features), torch.empty(shape.out_features, 0), 1.0
+    scale = torch.linspace(-1, 3, shape.in_features)
+
+    def load(digest: str) -> AdapterWeights:
+        return AdapterWeights(digest, {name: ModuleDelta(*none, input_scale=scale)})
+
+    requests = [ask(str(i), PROMPTS[i], adapter, max_tokens=3) for i, adapter in enumerate(("ia3", None))]
+    with engine_core(llama, load=load) as core:
+        expected = run_all(core, requests)
+    with engine_core(llama, model=model, load=load, **SIZES) as core:
+        path = _use(core, Noted)
+        preload(core, "ia3")
+        got = run_all(core, requests)
+    assert [got[i].tokens for i in "01"] == [expected[i].tokens for i in "01"]
+    assert got["0"].tokens != llama.expected(None, PROMPTS[0], 3)
+    assert isinstance(path, Noted)
+    assert path.steps == []
 
 
 @pytest.mark.skipif(INTERPRETED, reason="graphs need a GPU")
@@ -200,3 +224,20 @@ def test_inputs_are_padded_in_place(gpu: torch.device) -> None:
     assert step.slots.tolist() == [4, 13, 19, -1]
     assert step.kv_lengths.tolist() == [1, 6, 4, 0]
     assert (step.decodes, len(step.tiles)) == (4, 0)
+
+
+def test_adapters_that_change_more_than_linear_maps_go_the_other_way(
+    llama: Family, model: ServedModel
+) -> None:
+    """Their rows are written anew by Python code, which a replay does not run."""
+    norm = AdapterWeights("norm", {}, replaced={"model.norm": {"weight": torch.full((48,), 2.0)}})
+    stock = copy.deepcopy(llama.stock)
+    stock.model.norm.weight.data.fill_(2.0)
+    with engine_core(llama, load=lambda digest: norm, model=model, **SIZES) as core:
+        path = _use(core, Noted)
+        preload(core, "norm")
+        answers = run_all(core, [ask("own", PROMPTS[0], "norm", max_tokens=3), ask("base", PROMPTS[1])])
+        assert answers["own"].tokens == greedy(stock, PROMPTS[0], 3)
+        assert answers["base"].tokens == llama.expected(None, PROMPTS[1], 8)
+        assert isinstance(path, Noted)
+        assert path.steps == [(1, False)] * 5  # once the base was alone
