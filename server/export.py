@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from adapters.delta import AdapterWeights, EmbeddingDelta
+from adapters.base import BaseSpec, ExpertsSpec
+from adapters.delta import AdapterWeights, EmbeddingDelta, ExpertsDelta
 from adapters.errors import AdapterError, InvalidAdapter
 from adapters.limits import AdapterLimits
 from adapters.merge import merged_bias, merged_weight
@@ -49,13 +50,15 @@ def export_merged(source: str, adapter: Path, output: Path, dtype: str = "auto")
     size = (adapter / WEIGHTS_FILE).stat().st_size
     limits = AdapterLimits(max_rank=2**20, max_file_bytes=size)
     weights = read_adapter((adapter / CONFIG_FILE).read_bytes(), adapter / WEIGHTS_FILE, spec, limits)
-    merge_into(model, seen.seen, weights)
+    merge_into(model, spec, seen.seen, weights)
     model.save_pretrained(output)
     loading.load_tokenizer(folder).save_pretrained(output)
 
 
-def merge_into(model: PreTrainedModel, linears: Sequence[SeenLinear], weights: AdapterWeights) -> None:
-    """Put all of an adapter into the parameters of `model`. `linears`: its linear layers.
+def merge_into(
+    model: PreTrainedModel, spec: BaseSpec, linears: Sequence[SeenLinear], weights: AdapterWeights
+) -> None:
+    """Put all of an adapter into the parameters of `model`, which `spec` and `linears` describe.
 
     Raises:
         AdapterError: the architecture has no place for something; the message names it.
@@ -75,6 +78,10 @@ def merge_into(model: PreTrainedModel, linears: Sequence[SeenLinear], weights: A
             _set(linear.name, linear.module, "weight", stored_form)
             if bias is not None:
                 _set(linear.name, linear.module, "bias", bias)
+    for name, experts in weights.experts.items():
+        path, _, key = name.rpartition(".")
+        module = model.get_submodule(path)
+        _set(path, module, key, _merged_experts(getattr(module, key), spec.experts[name], experts))
     for name, parameters in weights.replaced.items():
         for key, value in parameters.items():
             _set(name, model.get_submodule(name), key, value)
@@ -82,9 +89,7 @@ def merge_into(model: PreTrainedModel, linears: Sequence[SeenLinear], weights: A
 
 def _refuse_rest(weights: AdapterWeights) -> None:
     reason = None
-    if weights.experts:
-        reason = f"it adds to the experts {', '.join(weights.experts)}"
-    elif weights.head:
+    if weights.head:
         reason = f"its task head {', '.join(weights.head)} has no place in a model that generates"
     elif weights.invocation:
         reason = "it acts from its invocation tokens on only (aLoRA)"
@@ -104,6 +109,16 @@ def _set(name: str, module: nn.Module, key: str, value: Tensor) -> None:
             f"the adapter can't be merged: it adds a {key} to {name}, which has none in this architecture. "
             "Serve it beside the base with --adapter NAME=PATH"
         )
+
+
+def _merged_experts(weight: Tensor, shape: ExpertsSpec, delta: ExpertsDelta) -> Tensor:
+    """See `ExpertsDelta`; float32."""
+    added = delta.scale * (delta.b.float() @ delta.a.float())
+    if shape.router:
+        added = added[0]
+    elif shape.transposed:
+        added = added.transpose(1, 2)
+    return weight.float() + added
 
 
 def _untie(model: PreTrainedModel, weights: AdapterWeights) -> bool:

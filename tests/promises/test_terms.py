@@ -75,8 +75,9 @@ def ia3(family: Family) -> AdapterWeights:
         name = key.removesuffix(".ia3_l")
         shape = family.model.spec.linears[name]
         none = ModuleDelta(torch.empty(0, shape.in_features), torch.empty(shape.out_features, 0), 1.0)
-        on = "input_scale" if name.endswith(inner) else "magnitude"
-        deltas[name] = replace(none, **{on: vector.flatten().contiguous()})
+        own = vector.flatten().contiguous()
+        scaled = replace(none, input_scale=own) if name.endswith(inner) else replace(none, magnitude=own)
+        deltas[name] = scaled
     return AdapterWeights("ia3", deltas)
 
 

@@ -172,6 +172,27 @@ def test_embeddings_and_whole_modules_are_written(
     assert torch.allclose(full_logits(merged, prompt), full_logits(expected, prompt), atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_experts_and_routers_are_written(
+    name: str, families: Families, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = families(name)
+    family.configs["all"] = {"r": 2, "target_modules": ["q_proj"]}
+    expected, experts = copy.deepcopy(family.stock), {}
+    for key, shape in family.model.spec.experts.items():
+        a = _random(shape.experts, 2, shape.in_features) / 4
+        b = _random(shape.experts, shape.out_features, 2) / 4
+        experts[key] = ExpertsDelta(a, b, 0.5)
+        parameter = expected.get_parameter(key)
+        for number in range(shape.experts):
+            own = 0.5 * b[number] @ a[number]
+            (parameter if shape.router else parameter[number]).add_(own.t() if shape.transposed else own)
+    assert len(experts) >= 2 * family.stock.config.num_hidden_layers
+    merged = _merged(family, tmp_path, AdapterWeights("d", {}, experts=experts), monkeypatch)
+    assert torch.allclose(full_logits(merged, PROMPT), full_logits(expected, PROMPT), atol=1e-3, rtol=1e-4)
+    assert not torch.allclose(full_logits(family.stock, PROMPT), full_logits(expected, PROMPT), atol=1e-1)
+
+
 def test_what_no_checkpoint_can_hold_is_refused_by_name(
     families: Families, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,9 +202,6 @@ def test_what_no_checkpoint_can_hold_is_refused_by_name(
         f"adds a bias to {name}": AdapterWeights("d", {name: ModuleDelta(*none, shift=torch.ones(48))}),
         "task head score.weight": AdapterWeights("d", {}, head={"score.weight": torch.ones(2, 48)}),
         "invocation tokens": AdapterWeights("d", {}, invocation=(5, 6)),
-        "experts mlp.experts": AdapterWeights(
-            "d", {}, experts={"mlp.experts": ExpertsDelta(torch.ones(1), torch.ones(1), 1.0)}
-        ),
     }
     for number, (reason, weights) in enumerate(refused.items()):
         with pytest.raises(AdapterError, match=rf"can't be merged: .*{reason}.*--adapter NAME=PATH"):
