@@ -36,7 +36,8 @@ def use_own_positions(model: nn.Module) -> None:
     """Have the attention layers of DeBERTa v2 in `model` call `position_scores`."""
     for module in model.modules():
         if hasattr(module, "disentangled_attention_bias"):
-            module.disentangled_attention_bias = partial(position_scores, module)
+            attention: Any = module
+            attention.disentangled_attention_bias = partial(position_scores, attention)
 
 
 def position_scores(
