@@ -53,32 +53,34 @@ def replaced_modules(
     Raises:
         InvalidAdapter: a module that can't be replaced, or whose tensors are not all there or do not fit.
     """
-    replaced = {}
-    for module, parts in names.saved.items():
-        if any(f"{module}.{parameter}" in head for parameter in parts):
-            continue
-        own = own_parameters(module, base)
-        first = next(iter(parts.values()))
-        if module not in base.replaceable:
-            raise InvalidAdapter(
-                f"tensor {first!r}: {module} is trained as a whole, which is served for norms, embeddings "
-                "and the output head; train LoRA on its linear layers instead"
-            )
-        if own.keys() != parts.keys():
-            raise InvalidAdapter(
-                f"{module} is trained as a whole and has the parameters {', '.join(own)}, but the weights "
-                f"hold {', '.join(parts)}"
-            )
+    own: dict[str, dict[str, str]] = {}
+    for saved, parts in names.saved.items():
         for parameter, key in parts.items():
-            _check_shape(key, shape_of(key), own[parameter], base)
-        replaced[module] = parts
-    for module in (*base.linears, *base.other_modules) if config.saved else ():
-        if module.endswith(config.saved) and module not in names.saved and own_parameters(module, base):
+            if f"{saved}.{parameter}" not in head:
+                module, _, name = f"{saved}.{parameter}".rpartition(".")
+                own.setdefault(module, {})[name] = key
+    for module, parts in own.items():
+        shapes = own_parameters(module, base)
+        for name, key in parts.items():
+            if module not in base.replaceable or name not in shapes:
+                raise InvalidAdapter(
+                    f"tensor {key!r}: {module} of {base.name} can't be replaced row by row; train it with "
+                    "LoRA, not in modules_to_save"
+                )
+            _check_shape(key, shape_of(key), shapes[name], base)
+    for parameter in base.parameters if config.saved else ():
+        module, _, name = parameter.rpartition(".")
+        if _is_saved(module, config) and name not in own.get(module, {}) and parameter not in head:
             raise InvalidAdapter(
-                f"adapter_config.json: modules_to_save names {module}, but the weights hold no tensors for "
+                f"adapter_config.json: modules_to_save names {parameter}, but the weights hold no tensor for "
                 "it; the file is incomplete, or made for another base"
             )
-    return replaced
+    return own
+
+
+def _is_saved(module: str, config: AdapterConfig) -> bool:
+    parts = module.split(".")
+    return any(".".join(parts[:length]).endswith(config.saved) for length in range(1, len(parts) + 1))
 
 
 def check_biases(

@@ -76,6 +76,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {"target_modules": LINEARS, "modules_to_save": ["embed_tokens", "lm_head"]},
     ),
+    "linear layers as a whole": (
+        "llama",
+        {"target_modules": LINEARS, "modules_to_save": ["1.mlp", "o_proj"]},
+    ),
+    "conv1d as a whole": ("gpt2", {"target_modules": ["c_attn"], "modules_to_save": ["c_proj"]}),
     "tied embedding as a whole": ("qwen2", {"target_modules": LINEARS, "modules_to_save": ["embed_tokens"]}),
     "tokens": ("llama", {"target_modules": LINEARS, "trainable_token_indices": [9, 2, 40]}),
     "tokens of a scaled table": (
