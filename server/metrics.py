@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from server.engine.request import GenerationOutput, GenerationRequest
+from server.engine.request import GenerationOutput, PoolingTask, Request
 from server.engine.stats import EngineStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -47,6 +47,7 @@ class Metrics:
         self._active: dict[str, Bag[str]] = {}
         self.requests = self._counter("requests", "Finished requests", ["adapter", "outcome"])
         self.uploads = self._counter("adapter_uploads", "Adapters sent to the API", ["outcome"])
+        self.pooled = self._counter("pooled_inputs", "Inputs that were embedded or classified", ["task"])
         self.unknown = self._counter("unknown_model_requests", "Requests that named no live model", [])
         self.first_token = self._histogram("time_to_first_token", "Until the first token", FIRST_TOKEN)
         self.between = self._histogram("inter_token_latency", "Between two tokens", BETWEEN_TOKENS)
@@ -124,7 +125,7 @@ class Metrics:
 class RequestTimer:
     """Times the sequences of one HTTP request and counts it once."""
 
-    def __init__(self, metrics: Metrics, adapter: str, requests: Sequence[GenerationRequest]) -> None:
+    def __init__(self, metrics: Metrics, adapter: str, requests: Sequence[Request]) -> None:
         self._metrics, self._adapter = metrics, adapter
         self._started = time.perf_counter()
         self._last: list[float | None] = [None] * len(requests)
@@ -143,6 +144,12 @@ class RequestTimer:
             self._last[index] = now
         if output.finish_reason is not None:
             self._metrics.whole.observe(now - self._started)
+
+    def pooled(self, task: PoolingTask) -> None:
+        """All inputs have their vectors."""
+        self.outcome = "success"
+        self._metrics.whole.observe(time.perf_counter() - self._started)
+        self._metrics.pooled.labels(task).inc(len(self._last))
 
     def close(self) -> None:
         """Count the request under its outcome; safe to call twice."""

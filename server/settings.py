@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     max_adapters: int = Field(100_000, ge=1, description="most live adapter versions")
     max_body_mb: int = Field(8, ge=1, description="largest JSON request body in MiB")
     max_n: int = Field(16, ge=1, description="most answers to one prompt, and most prompts in one request")
+    max_inputs: int = Field(
+        2048, ge=1, description="most inputs in one request for embeddings or classification"
+    )
     max_logprobs: int = Field(20, ge=0, description="most alternatives to report for each token")
     drain_seconds: float = Field(30.0, ge=0, description="how long a stopping server lets requests finish")
 

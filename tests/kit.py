@@ -28,6 +28,8 @@ from server.engine.request import (
     FinishReason,
     GenerationOutput,
     GenerationRequest,
+    PoolingOutput,
+    Request,
     SamplingParams,
     TokenLogprob,
 )
@@ -174,16 +176,20 @@ class Answer:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     cached: int = 0
+    vectors: tuple[tuple[float, ...], ...] = ()
     error: Exception | None = None
 
     @property
     def finished(self) -> bool:
-        return self.reason is not None or self.error is not None
+        return self.reason is not None or self.error is not None or bool(self.vectors)
 
-    def add(self, result: GenerationOutput | Exception) -> None:
+    def add(self, result: GenerationOutput | PoolingOutput | Exception) -> None:
         assert not self.finished
         if isinstance(result, Exception):
             self.error = result
+            return
+        if isinstance(result, PoolingOutput):
+            self.vectors, self.cached = result.vectors, result.cached_tokens
             return
         self.tokens += result.token_ids
         self.text += result.text
@@ -262,7 +268,7 @@ def finish(core: EngineCore, answers: Answers | None = None, *, seconds: float =
     return answers
 
 
-def run_all(core: EngineCore, requests: Iterable[GenerationRequest]) -> Answers:
+def run_all(core: EngineCore, requests: Iterable[Request]) -> Answers:
     """Submit all at once and finish."""
     for request in requests:
         core.submit(request)

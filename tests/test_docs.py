@@ -16,7 +16,9 @@ from adapters.config_fields import APPLIED, NO_EFFECT, REFUSED
 from server.api.app import create_app
 from server.api.body import parse_json
 from server.api.chat_schema import ChatRequest
+from server.api.classify import ClassifyRequest
 from server.api.completion_schema import CompletionRequest
+from server.api.embeddings import EmbeddingRequest
 from server.api.errors import APIError
 from server.api.vllm import LoadRequest, UnloadRequest
 from server.cli.main import build_parser
@@ -28,6 +30,9 @@ from tests.server.api.fakes import make_context
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingRequest,
+    "/v1/classify": ClassifyRequest,
+    "/v1/token_classify": ClassifyRequest,
     "/v1/load_lora_adapter": LoadRequest,
     "/v1/unload_lora_adapter": UnloadRequest,
 }

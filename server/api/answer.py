@@ -93,6 +93,7 @@ class Answer(ABC):
                 prompt=choice.prompt.token_ids,
                 sampling=self.sampling(choice),
                 adapter=self.lease.digest,
+                invocation=self.lease.invocation,
             )
             for choice in self.choices
         ]

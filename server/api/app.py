@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server.api import adapters, chat, completions, health, models, vllm
+from server.api import adapters, chat, classify, completions, embeddings, health, models, vllm
 from server.api.context import ServerContext
 from server.api.errors import add_error_handlers
 from server.api.limits import BodyLimit
@@ -30,6 +30,6 @@ def create_app(context: ServerContext) -> FastAPI:
     app.add_middleware(BodyLimit, settings=context.settings)
     app.add_middleware(SameOrigin, settings=context.settings)
     add_error_handlers(app)
-    for module in (chat, completions, models, adapters, vllm, health):
+    for module in (chat, completions, classify, embeddings, models, adapters, vllm, health):
         app.include_router(module.router)
     return app

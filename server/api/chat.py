@@ -15,16 +15,18 @@ from server.api.lease import Lease, leased
 from server.api.logprobs import chat_logprobs
 from server.api.prompts import Prompt, chat_prompt, fit
 from server.api.streaming import Body
+from server.api.tasks import CHAT, check_route
 from server.engine.request import GenerationOutput, SamplingParams
 
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions")
+@router.post(CHAT)
 async def chat_completions(request: Request, context: OpenContext) -> Response:
     """Continue a conversation."""
     body = await read_json(request, ChatRequest)
     with leased(context, body.model) as lease:
+        check_route(lease, CHAT)
         body.check(context.settings, context.engine.vocab_size)
         prompt = await chat_prompt(context, body.messages)
         return await respond(request, ChatAnswer(lease, body, prompt))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, cast
 
 from pydantic import Discriminator, Field, Tag
@@ -31,6 +32,28 @@ PromptField = Annotated[
 ]
 
 
+def prompt_list(prompt: PromptField) -> list[str | list[int]]:
+    """The prompts, one entry for each text."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if _prompt_kind(prompt) == "<ids>":
+        return [cast(list[int], prompt)]
+    return cast(list[str | list[int]], prompt)
+
+
+def check_prompts(prompts: Sequence[str | list[int]], vocab_size: int, field: str) -> None:
+    """Every token id is one of the vocabulary."""
+    for index, prompt in enumerate(prompts):
+        name = prompt_name(field, index, len(prompts))
+        for token_id in () if isinstance(prompt, str) else prompt:
+            check_token(token_id, vocab_size, name)
+
+
+def prompt_name(field: str, index: int, count: int) -> str:
+    """How an error names one prompt of `count`."""
+    return field if count == 1 else f"{field}[{index}]"
+
+
 class CompletionRequest(GenerationFields):
     """One or several texts to continue, each a string or token ids."""
 
@@ -45,12 +68,8 @@ class CompletionRequest(GenerationFields):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, one entry for each text."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if _prompt_kind(self.prompt) == "<ids>":
-            return [cast(list[int], self.prompt)]
-        return cast(list[str | list[int]], self.prompt)
+        """See `prompt_list`."""
+        return prompt_list(self.prompt)
 
     @property
     def token_limit(self) -> int:
@@ -67,7 +86,4 @@ class CompletionRequest(GenerationFields):
         prompts = self.prompts
         if len(prompts) > settings.max_n:
             raise invalid("prompt", f"at most {settings.max_n} prompts in one request")
-        for index, prompt in enumerate(prompts):
-            name = "prompt" if len(prompts) == 1 else f"prompt[{index}]"
-            for token_id in () if isinstance(prompt, str) else prompt:
-                check_token(token_id, vocab_size, name)
+        check_prompts(prompts, vocab_size, "prompt")

@@ -14,18 +14,23 @@ from server.api.context import OpenContext, ServerContext
 from server.api.lease import Lease, leased
 from server.api.logprobs import CompletionLogprobs, joined
 from server.api.prompts import Prompt, fit, text_prompt, token_prompt
+from server.api.schemas import invalid
 from server.api.streaming import Body
+from server.api.tasks import COMPLETIONS, check_route
 from server.engine.request import GenerationOutput, SamplingParams
 
 router = APIRouter()
 
 
-@router.post("/v1/completions")
+@router.post(COMPLETIONS)
 async def completions(request: Request, context: OpenContext) -> Response:
     """Continue one or several texts."""
     body = await read_json(request, CompletionRequest)
     with leased(context, body.model) as lease:
+        check_route(lease, COMPLETIONS)
         body.check(context.settings, context.engine.vocab_size)
+        if body.echo and context.base.kind == "encoder-decoder":
+            raise invalid("echo", "this model reads the prompt and does not continue it")
         prompts = await read_prompts(context, body)
         return await respond(request, CompletionAnswer(lease, body, prompts))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import anyio
 from fastapi import Depends, Request
@@ -14,7 +14,7 @@ from adapters.base import BaseSpec
 from adapters.catalog import AdapterVersion
 from server.api.errors import draining
 from server.api.tokens import TokenBytes
-from server.engine.request import GenerationOutput, GenerationRequest
+from server.engine.request import GenerationOutput, GenerationRequest, PoolingOutput, PoolingRequest
 from server.engine.stats import EngineStats
 from server.metrics import Metrics
 from server.settings import Settings
@@ -24,7 +24,10 @@ MAX_UPLOADS = 4
 
 
 class Engine(Protocol):
-    """The part of `server.engine.engine.Engine` that HTTP needs."""
+    """The part of `server.engine.engine.Engine` that HTTP needs.
+
+    `BaseSpec.kind` says which of `generate` and `pool` a base can do; `tasks.py` asks for no other.
+    """
 
     @property
     def max_model_len(self) -> int: ...
@@ -33,6 +36,8 @@ class Engine(Protocol):
     def vocab_size(self) -> int: ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationOutput]: ...
+
+    async def pool(self, request: PoolingRequest) -> PoolingOutput: ...
 
     def stats(self) -> EngineStats: ...
 
@@ -75,6 +80,10 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]: ...
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool
+    ) -> Mapping[str, Any]: ...
 
     def decode(self, token_ids: list[int]) -> str: ...
 

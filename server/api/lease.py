@@ -35,6 +35,16 @@ class Lease:
         return None if self.version is None else self.version.digest
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the head's outputs, maybe none."""
+        return self.context.base.labels if self.version is None else self.version.labels
+
+    @property
+    def invocation(self) -> tuple[int, ...]:
+        """See `GenerationRequest`."""
+        return () if self.version is None else self.version.invocation
+
+    @property
     def headers(self) -> dict[str, str]:
         """Which weights answered; answers of the bare base have no adapter headers."""
         headers = {"x-base-digest": self.context.base.digest}

@@ -38,8 +38,9 @@ def base_card(context: ServerContext) -> dict[str, object]:
 
 
 def adapter_card(context: ServerContext, name: str, version: AdapterVersion) -> dict[str, object]:
-    """An adapter under `name`; `root` is the version that answers to it now."""
-    return _card(context, name, version.created, version.ref, context.base.name)
+    """An adapter under `name`; `root` is the version that answers to it now, `task` PEFT's `task_type`."""
+    card = _card(context, name, version.created, version.ref, context.base.name)
+    return {**card, "task": version.task, "labels": list(version.labels)}
 
 
 def _card(

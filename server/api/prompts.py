@@ -21,23 +21,32 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt as the engine gets it, and as `echo` shows it."""
+    """One prompt as the engine gets it, and as `echo` shows it.
+
+    `offsets`: where each token begins and ends in `text`, in characters, if that was asked for.
+    """
 
     token_ids: tuple[int, ...]
     text: str
+    offsets: tuple[tuple[int, int], ...] | None = None
 
 
-async def text_prompt(context: ServerContext, text: str, special: bool, param: str) -> Prompt:
+async def text_prompt(
+    context: ServerContext, text: str, special: bool, param: str, *, offsets: bool = False
+) -> Prompt:
     """Tokenize `text`; `special` lets the tokenizer add its own tokens, such as the one for the beginning."""
     check_characters(context, len(text), param)
 
-    def encode() -> list[int]:
-        return context.tokenizer.encode(text, add_special_tokens=special)
+    def encode() -> Prompt:
+        if not offsets:
+            return Prompt(tuple(context.tokenizer.encode(text, add_special_tokens=special)), text)
+        found = context.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        return Prompt(tuple(found["input_ids"]), text, tuple(found["offset_mapping"]))
 
-    token_ids = await _run(context, encode, len(text))
-    if not token_ids:
+    prompt = await _run(context, encode, len(text))
+    if not prompt.token_ids:
         raise invalid(param, "the prompt has no tokens")
-    return Prompt(tuple(token_ids), text)
+    return prompt
 
 
 def token_prompt(context: ServerContext, token_ids: list[int], echo: bool) -> Prompt:
@@ -93,6 +102,17 @@ def fit(context: ServerContext, prompt: Prompt, wanted: int | None, param: str) 
         "or completion.",
         param,
     )
+
+
+def fit_whole(context: ServerContext, prompt: Prompt, param: str) -> None:
+    """An error for a prompt that does not fit into the context although nothing is generated."""
+    limit, used = context.engine.max_model_len, len(prompt.token_ids)
+    if used > limit:
+        raise _too_long(
+            f"This model's maximum context length is {limit} tokens. However, your {param} has {used}. "
+            "Please reduce its length.",
+            param,
+        )
 
 
 async def _run(context: ServerContext, work: Callable[[], Result], characters: int) -> Result:

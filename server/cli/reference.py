@@ -43,6 +43,7 @@ def metrics_table() -> str:
     metrics = Metrics(_nothing_yet, "base", 1)
     metrics.count("base", "success")
     metrics.uploads.labels("created")
+    metrics.pooled.labels("embed")
     metrics.startup.labels("imports")
     rows = ["| Metric | Kind | Labels | Meaning |", "|---|---|---|---|"]
     for family in metrics.registry.collect():

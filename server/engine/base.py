@@ -7,6 +7,8 @@ sequence and must give the same logits. A model that bypasses the attention inte
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -38,6 +40,7 @@ class ServedModel:
         vocab_size: the width of its logits.
         plan_type: the implementation of attention, made anew with a `KVCache` and each step's `StepLayout`.
         kv_bytes: bytes that the KV of one token takes.
+        pools: whether its last hidden states can be seen.
     """
 
     def __init__(
@@ -95,6 +98,20 @@ class ServedModel:
         logits: Tensor = output.logits[0]
         return logits
 
+    @contextmanager
+    def hidden_states(self) -> Iterator[list[Tensor]]:
+        """The last hidden states of the forward passes inside, `(tokens, hidden_size)` each: after the final
+        norm, as the output head reads them.
+        """
+        seen: list[Tensor] = []
+        hook = self.model.get_decoder().register_forward_hook(
+            lambda module, args, output: seen.append(output[0][0])
+        )
+        try:
+            yield seen
+        finally:
+            hook.remove()
+
     def weight(self, name: str) -> Tensor:
         """A frozen parameter of the base by its name in `spec.parameters`; see `BaseWeights`."""
         return base_weights(self.model, self.linears)(name)
@@ -150,12 +167,14 @@ class ServedModel:
         kind = self.model.config.model_type
         try:
             self.forward(probe[:_CHUNK], positions[:_CHUNK], first, torch.zeros_like(last))
-            logits = self.forward(
-                torch.cat([probe[:_BESIDE], probe[_CHUNK:]]),
-                torch.cat([positions[:_BESIDE], positions[_CHUNK:]]),
-                second,
-                last,
-            )
+            with self.hidden_states() as seen:
+                logits = self.forward(
+                    torch.cat([probe[:_BESIDE], probe[_CHUNK:]]),
+                    torch.cat([positions[:_BESIDE], positions[_CHUNK:]]),
+                    second,
+                    last,
+                )
+            self.pools = [len(hidden) for hidden in seen] == [rows]
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise UnsupportedModel(f"{kind} can't run as one flat row of tokens: {reason}") from error

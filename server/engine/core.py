@@ -16,18 +16,21 @@ from server.engine.finish import append_tokens, select_rows
 from server.engine.kv import BlockPool
 from server.engine.merging import Merger
 from server.engine.plans import choose_sampler
+from server.engine.pooling import PoolingSequence, pooling_outputs
 from server.engine.request import (
     EngineError,
     GenerationOutput,
     GenerationRequest,
+    PoolingOutput,
     QueueFull,
+    Request,
 )
 from server.engine.runner import Runner, Scored
 from server.engine.scheduler import Plan, Scheduler
-from server.engine.sequence import Sequence
+from server.engine.sequence import PagedSequence, Sequence
 from server.engine.stats import EngineStats, MergeStats
 
-Result = GenerationOutput | AdapterError | EngineError
+Result = GenerationOutput | PoolingOutput | AdapterError | EngineError
 Results = list[tuple[str, Result]]
 
 
@@ -88,7 +91,7 @@ class EngineCore:
         self.merger: Merger | None = None
         self._decoder = decoder
         self._end_tokens = end_tokens
-        self._live: dict[str, Sequence] = {}
+        self._live: dict[str, PagedSequence] = {}
         self._failed: Results = []
         self._prompt_tokens = 0
         self._generated_tokens = 0
@@ -119,25 +122,38 @@ class EngineCore:
         """Forward passes so far."""
         return self._steps
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: Request) -> None:
         """Queue a request.
 
         Raises:
             QueueFull: too many wait already.
-            ValueError: it can't ever fit, or its id is taken.
+            ValueError: it can't ever fit, its id is taken, or this base can't do what it asks.
         """
-        needed = len(request.prompt) + request.sampling.max_tokens
+        needed = len(request.prompt)
+        if isinstance(request, GenerationRequest):
+            needed += request.sampling.max_tokens
         if not request.prompt or needed > self.config.max_model_len:
             raise ValueError(f"{needed} tokens do not fit into {self.config.max_model_len}")
         if request.request_id in self._live:
             raise ValueError(f"request id {request.request_id} is in use")
         if len(self.scheduler.queue) >= self.config.max_waiting:
             raise QueueFull(f"{self.config.max_waiting} requests wait already; try again later")
-        p = request.sampling
-        text = TextStream(self._decoder, request.prompt, p.stop, p.include_stop)
-        sequence = Sequence(request, self.model.spec.digest, self.config.block_size, text)
+        sequence = self._sequence(request)
         self._live[request.request_id] = sequence
         self.scheduler.add(sequence)
+
+    def _sequence(self, request: Request) -> PagedSequence:
+        digest, block_size = self.model.spec.digest, self.config.block_size
+        if isinstance(request, GenerationRequest):
+            p = request.sampling
+            text = TextStream(self._decoder, request.prompt, p.stop, p.include_stop)
+            return Sequence(request, digest, block_size, text)
+        if not self.model.pools:
+            raise ValueError("this base does not show its last hidden states")
+        if request.adapter is None and request.task != "embed":
+            raise ValueError("the base by itself has no head to classify with")
+        pad_token = self.model.model.config.get_text_config().pad_token_id
+        return PoolingSequence(request, digest, block_size, pad_token)
 
     def abort(self, request_id: str) -> None:
         """Drop a request in whatever state; unknown ids (already finished) are fine."""
@@ -192,7 +208,7 @@ class EngineCore:
         self._steps += 1
         self._prompt_tokens += sum(tokens for sequence, tokens in plan.items() if not sequence.decoding)
         self.scheduler.advance(plan)
-        results = self._finish(logits, scored)
+        results = self._finish(logits, scored) + self._finish_pooling(plan)
         self._parts["schedule"] += scheduled - started
         self._parts["forward"] += computed - scheduled
         self._parts["sample"] += time.perf_counter() - computed
@@ -211,6 +227,16 @@ class EngineCore:
             self._generated_tokens += len(output.token_ids)
             if output.finish_reason is not None:
                 self.abort(output.request_id)
+        return [(output.request_id, output) for output in outputs]
+
+    def _finish_pooling(self, plan: Plan) -> Results:
+        """The answers of the prompts that are computed now."""
+        done = [s for s in plan if isinstance(s, PoolingSequence) and not s.remaining]
+        if not done:
+            return []
+        outputs = pooling_outputs(done)
+        for output in outputs:
+            self.abort(output.request_id)
         return [(output.request_id, output) for output in outputs]
 
     def _score_prompt(self, logits: Tensor, rows: Scored) -> None:

@@ -7,8 +7,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Generic, Protocol
 
@@ -16,7 +17,14 @@ from typing_extensions import TypeVar
 
 from adapters.residency import Residency
 from server.engine.core import EngineCore, Result, Results
-from server.engine.request import EngineError, GenerationOutput, GenerationRequest
+from server.engine.request import (
+    EngineError,
+    GenerationOutput,
+    GenerationRequest,
+    PoolingOutput,
+    PoolingRequest,
+    Request,
+)
 from server.engine.stats import EngineStats
 
 log = logging.getLogger(__name__)
@@ -44,7 +52,7 @@ class Core(Protocol):
     @property
     def steps(self) -> int: ...
 
-    def submit(self, request: GenerationRequest) -> None: ...
+    def submit(self, request: Request) -> None: ...
 
     def abort(self, request_id: str) -> None: ...
 
@@ -63,6 +71,24 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Core, default=EngineCore)
 
 
+class _Stream:
+    """The results of one request on the event loop's side."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Result] = asyncio.Queue()
+        self.finished = False
+
+    def put(self, result: Result) -> None:
+        self._queue.put_nowait(result)
+
+    async def next(self) -> GenerationOutput | PoolingOutput:
+        result = await self._queue.get()
+        self.finished = not isinstance(result, GenerationOutput) or result.finish_reason is not None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
 class Engine(Generic[C]):
     """Runs a core in a thread of its own, which alone touches it."""
 
@@ -71,7 +97,7 @@ class Engine(Generic[C]):
         self.vocab_size = core.vocab_size
         self._core = core
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._streams: dict[str, asyncio.Queue[Result]] = {}
+        self._streams: dict[str, _Stream] = {}
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -96,23 +122,36 @@ class Engine(Generic[C]):
             EngineError: the engine failed, is stopping, or refused the request.
             AdapterError: the adapter could not be loaded.
         """
+        with self._submitted(request) as stream:
+            while not stream.finished:
+                result = await stream.next()
+                assert isinstance(result, GenerationOutput)
+                yield result
+
+    async def pool(self, request: PoolingRequest) -> PoolingOutput:
+        """The embedding or the classes of one prompt. Cancelling the call aborts the request.
+
+        Raises:
+            QueueFull, EngineError, AdapterError: as `generate`.
+        """
+        with self._submitted(request) as stream:
+            result = await stream.next()
+            assert isinstance(result, PoolingOutput)
+            return result
+
+    @contextmanager
+    def _submitted(self, request: Request) -> Iterator[_Stream]:
+        """What comes of `request`, which is aborted unless it is finished by the end of the block."""
         if self._draining or not self._stats.healthy:
             raise EngineError("the server is shutting down" if self._draining else "the engine has failed")
-        stream: asyncio.Queue[Result] = asyncio.Queue()
-        self._streams[request.request_id] = stream
-        finished = False
+        stream = self._streams[request.request_id] = _Stream()
         try:
             if not self._command(lambda: self._submit(request)):
                 raise EngineError("the engine has stopped")
-            while not finished:
-                result = await stream.get()
-                finished = not isinstance(result, GenerationOutput) or result.finish_reason is not None
-                if not isinstance(result, GenerationOutput):
-                    raise result
-                yield result
+            yield stream
         finally:
             del self._streams[request.request_id]
-            if not finished:
+            if not stream.finished:
                 self._command(lambda: self._core.abort(request.request_id))
 
     def stats(self) -> EngineStats:
@@ -167,7 +206,7 @@ class Engine(Generic[C]):
         await asyncio.to_thread(self._thread.join)
         self._core.close()
         for stream in self._streams.values():
-            stream.put_nowait(EngineError("the server is shutting down"))
+            stream.put(EngineError("the server is shutting down"))
 
     def _command(self, command: Callable[[], None]) -> bool:
         """Have `command` run by the thread between two steps; False once there is no thread."""
@@ -181,7 +220,7 @@ class Engine(Generic[C]):
         with self._wake:
             self._wake.notify()
 
-    def _submit(self, request: GenerationRequest) -> None:
+    def _submit(self, request: Request) -> None:
         try:
             self._core.submit(request)
         except (EngineError, ValueError) as error:
@@ -247,4 +286,4 @@ class Engine(Generic[C]):
         for request_id, result in results:
             stream = self._streams.get(request_id)
             if stream is not None:
-                stream.put_nowait(result)
+                stream.put(result)

@@ -1,7 +1,8 @@
 """Paged KV: a pool of blocks, and the prefix cache over the blocks that are full.
 
 A full block is known by a hash chained over everything before it, rooted in (scope, base digest, adapter
-digest). Blocks that nobody holds stay findable until their room is needed; `shares.py` says whose goes first.
+digest); an adapter that acts only from a later token on comes into the chain there, after the base's own
+blocks. Blocks that nobody holds stay findable until their room is needed; `shares.py` says whose goes first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,16 @@ def root_hash(scope: str, base_digest: str, adapter_digest: str | None) -> bytes
         data = field.encode()
         hasher.update(struct.pack("<Q", len(data)) + data)
     return hasher.digest()
+
+
+def adapted_hash(parent: bytes, adapter_digest: str, start: int) -> bytes:
+    """In place of `parent` for the first block that an adapter acts in: from the sequence's token `start` on.
+
+    `start` is part of it: the same tokens of a block may be adapted from different places, as what comes
+    after the block decides where the last invocation is.
+    """
+    digest = adapter_digest.encode()
+    return hashlib.blake2b(parent + struct.pack("<Q", start) + digest, digest_size=16).digest()
 
 
 def block_hash(parent: bytes, tokens: Sequence[int]) -> bytes:

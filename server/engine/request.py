@@ -69,6 +69,8 @@ class GenerationRequest:
         prompt: token ids, at least one.
         adapter: digest of the adapter version, or None for the base.
         scope: whose KV may be shared; requests of different scopes never share.
+        invocation: the adapter's own `AdapterWeights.invocation`: it acts from the last time that these
+            tokens occur in the prompt, and not at all if they do not; empty: from the first token on.
     """
 
     request_id: str
@@ -76,6 +78,7 @@ class GenerationRequest:
     sampling: SamplingParams
     adapter: str | None = None
     scope: str = ""
+    invocation: tuple[int, ...] = ()
 
 
 PoolingTask = Literal["embed", "classify", "token_classify"]
@@ -87,7 +90,7 @@ class PoolingRequest:
     """One sequence to embed or to classify: nothing is generated.
 
     Attributes:
-        request_id, prompt, adapter, scope: as in `GenerationRequest`.
+        request_id, prompt, adapter, scope, invocation: as in `GenerationRequest`.
         task: `embed` gives the pooled hidden state; the others put it through the adapter's head.
         pooling: of which tokens' last hidden states; `token_classify` uses each by itself.
     """
@@ -98,6 +101,10 @@ class PoolingRequest:
     pooling: Pooling = "last"
     adapter: str | None = None
     scope: str = ""
+    invocation: tuple[int, ...] = ()
+
+
+Request = GenerationRequest | PoolingRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from adapters.residency import Residency
 from server.engine.fairness import FairQueue
 from server.engine.kv import BlockPool
 from server.engine.pacing import Pacer
-from server.engine.sequence import Sequence
+from server.engine.sequence import PagedSequence
 
 _PATIENCE = 8  # how often others may pass a sequence that waits for leased adapters to leave
 _WORTH_WAITING = 4  # shared blocks for which a newcomer waits, though most of its prompt is its own
 _SCORED_CHUNK = 128  # prompt tokens whose logits are computed at once, vocabulary-wide
 
-Plan = dict[Sequence, int]
+Plan = dict[PagedSequence, int]
 """For each sequence of a step, how many of its tokens are computed."""
 
 
@@ -32,7 +32,7 @@ class Scheduler:
         self.pool = pool
         self.residency = residency
         self.queue = FairQueue()
-        self.running: list[Sequence] = []
+        self.running: list[PagedSequence] = []
         self.pacer = Pacer(max_batch_tokens)
         self.preemptions = 0
         self.prefix_queries = 0
@@ -41,13 +41,13 @@ class Scheduler:
         self._max_running = max_running
         self._prefix_cache = prefix_cache
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: PagedSequence) -> None:
         """Let a new sequence wait, and begin to load its adapter."""
         self.queue.push(sequence)
         if sequence.request.adapter:
             self.residency.prefetch(sequence.request.adapter)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: PagedSequence) -> None:
         """A sequence ends, in whatever state: everything it held is free again."""
         if sequence in self.running:
             self._stop(sequence)
@@ -61,7 +61,7 @@ class Scheduler:
         if digest and all(other.request.adapter != digest for other in self.queue.waiting()):
             self.residency.forget(digest)
 
-    def schedule(self) -> tuple[Plan, list[tuple[Sequence, AdapterError]]]:
+    def schedule(self) -> tuple[Plan, list[tuple[PagedSequence, AdapterError]]]:
         """The next step, and the sequences whose adapter could not be loaded (already removed)."""
         plan: Plan = {}
         for sequence in [s for s in self.running if s.decoding]:
@@ -86,21 +86,21 @@ class Scheduler:
                     self.pool.publish(sequence.blocks[index], hashes[index], sequence.turn)
                 sequence.published = full
 
-    def _prefill(self, sequence: Sequence, room: int, plan: Plan) -> int:
+    def _prefill(self, sequence: PagedSequence, room: int, plan: Plan) -> int:
         tokens = min(sequence.remaining, room)
-        if not sequence.reuses_prefix:
+        if sequence.scores_prompt:
             tokens = min(tokens, _SCORED_CHUNK)
         if tokens <= 0 or not self._grow(sequence, tokens, plan):
             return 0
         self._plan(sequence, tokens, plan)
         return tokens
 
-    def _plan(self, sequence: Sequence, tokens: int, plan: Plan) -> None:
+    def _plan(self, sequence: PagedSequence, tokens: int, plan: Plan) -> None:
         """Charged at once, so that turns alternate among the newcomers of one step too."""
         plan[sequence] = tokens
         self.queue.charge(sequence.turn, tokens)
 
-    def _grow(self, sequence: Sequence, tokens: int, plan: Plan) -> bool:
+    def _grow(self, sequence: PagedSequence, tokens: int, plan: Plan) -> bool:
         """Give it blocks for `tokens` more, preempting the newest. False: it was the newest itself."""
         while True:
             blocks = self.pool.allocate(sequence.blocks_for(sequence.computed + tokens))
@@ -113,13 +113,13 @@ class Scheduler:
             if victim is sequence:
                 return False
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: PagedSequence) -> None:
         """Recompute later: its tokens stay, its KV goes (what is cached of it may be found again)."""
         self.preemptions += 1
         self._stop(sequence)
         self.queue.push_back(sequence)
 
-    def _stop(self, sequence: Sequence) -> None:
+    def _stop(self, sequence: PagedSequence) -> None:
         self.running.remove(sequence)
         self.pool.release(sequence.blocks)
         sequence.blocks = []
@@ -128,10 +128,10 @@ class Scheduler:
             self.residency.release(sequence.adapter.digest)
             sequence.adapter = None
 
-    def _admit(self, room: int, plan: Plan) -> list[tuple[Sequence, AdapterError]]:
-        failed: list[tuple[Sequence, AdapterError]] = []
+    def _admit(self, room: int, plan: Plan) -> list[tuple[PagedSequence, AdapterError]]:
+        failed: list[tuple[PagedSequence, AdapterError]] = []
         skipped: set[tuple[str, str | None]] = set()
-        starved: list[Sequence] = []
+        starved: list[PagedSequence] = []
         while room > 0 and len(self.running) < self._max_running:
             sequence = next((s for s in self.queue.heads() if s.turn not in skipped), None)
             if sequence is None or self.pool.free < self._blocks_to_start(sequence):
@@ -155,23 +155,27 @@ class Scheduler:
             room -= self._prefill(sequence, room, plan)
         return failed
 
-    def _blocks_to_start(self, sequence: Sequence) -> int:
+    def _blocks_to_start(self, sequence: PagedSequence) -> int:
         """Room for all its tokens and the next one, if it may have a next one."""
         return sequence.blocks_for(min(len(sequence.tokens) + 1, self.pool.total * self.pool.block_size))
 
-    def _lease(self, sequence: Sequence) -> bool:
+    def _lease(self, sequence: PagedSequence) -> bool:
         if sequence.request.adapter:
-            sequence.adapter = self.residency.acquire(sequence.request.adapter)
-            return sequence.adapter is not None
+            placed = self.residency.acquire(sequence.request.adapter)
+            if placed is None:
+                return False
+            try:
+                sequence.accept(placed)
+            except AdapterError:
+                self.residency.release(placed.digest)
+                raise
         return True
 
-    def _start(self, sequence: Sequence) -> None:
+    def _start(self, sequence: PagedSequence) -> None:
         self.queue.take(sequence)
         self.running.append(sequence)
-        if self._prefix_cache and sequence.reuses_prefix:
-            # At least one token is computed, for its logits.
-            usable = len(sequence.tokens) - 1
-            sequence.blocks = self.pool.match(sequence.hashes(usable))
+        if self._prefix_cache and sequence.reusable:
+            sequence.blocks = self.pool.match(sequence.hashes(sequence.reusable))
             sequence.published = len(sequence.blocks)
             sequence.computed = len(sequence.blocks) * self.pool.block_size
             if sequence.cached is None:
@@ -180,17 +184,18 @@ class Scheduler:
         if sequence.cached is None:
             sequence.cached = sequence.computed
 
-    def _deferred(self, sequence: Sequence) -> bool:
+    def _deferred(self, sequence: PagedSequence) -> bool:
         """Whether another computes much of what it needs right now, to be shared in a moment."""
-        if not self._prefix_cache or not sequence.reuses_prefix:
+        if not self._prefix_cache:
             return False
-        missing = [h for h in sequence.hashes(len(sequence.tokens) - 1) if not self.pool.cached(h)]
+        wanted = sequence.hashes(sequence.reusable)
+        missing = [h for h in wanted if not self.pool.cached(h)]
         if not missing:
             return False
         coming = {
             known
             for other in self.running
-            if not other.decoding and other.turn == sequence.turn
+            if not other.decoding and other.hashes(other.prompt_length)[:1] == wanted[:1]
             for known in other.hashes(other.prompt_length)[other.published :]
         }
         shared = sum(known in coming for known in missing)

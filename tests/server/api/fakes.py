@@ -21,7 +21,13 @@ from adapters.errors import AdapterNotFound, InvalidAdapter
 from adapters.names import check_new_name, parse_ref
 from server.api.context import ServerContext
 from server.api.tokens import byte_level_table
-from server.engine.request import GenerationOutput, GenerationRequest, TokenLogprob
+from server.engine.request import (
+    GenerationOutput,
+    GenerationRequest,
+    PoolingOutput,
+    PoolingRequest,
+    TokenLogprob,
+)
 from server.engine.stats import EngineStats, MergeStats
 from server.settings import Settings
 
@@ -115,6 +121,15 @@ def scores(token_ids: Sequence[int], count: int) -> tuple[TokenLogprob, ...]:
     )
 
 
+def pooled(request: PoolingRequest) -> PoolingOutput:
+    """`(3, 4)` to embed; else the logits of three labels: the first token's units say which one wins."""
+    if request.task == "embed":
+        return PoolingOutput(request.request_id, ((3.0, 4.0),))
+    tokens = request.prompt[:1] if request.task == "classify" else request.prompt
+    logits = tuple(tuple(float(token % 3 == label) for label in range(3)) for token in tokens)
+    return PoolingOutput(request.request_id, logits)
+
+
 class FakeEngine:
     """Plays a script for each request, and notes which requests were closed before their end."""
 
@@ -128,8 +143,27 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.states: dict[str, str] = {}
         self.prefetched: list[str] = []
+        self.pooled: Callable[[PoolingRequest], PoolingOutput] = pooled
+        self.pooling: list[PoolingRequest] = []
+        self.most_pooling = 0
         self.hang = False
         self.started = asyncio.Event()
+
+    async def pool(self, request: PoolingRequest) -> PoolingOutput:
+        self.pooling.append(request)
+        self.running.add(request.request_id)
+        self.most_pooling = max(self.most_pooling, len(self.running))
+        try:
+            await asyncio.sleep(0)
+            if self.hang:
+                self.started.set()
+                await asyncio.sleep(3600)
+            return self.pooled(request)
+        except asyncio.CancelledError:
+            self.aborted.append(request.request_id)
+            raise
+        finally:
+            self.running.discard(request.request_id)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationOutput, None]:
         self.requests.append(request)
@@ -206,11 +240,13 @@ class FakeRegistry:
         config = (folder / "adapter_config.json").read_bytes()
         return self.publish(name, config, folder / "adapter_model.safetensors", source)
 
-    def add(self, name: str, folder: Path, content: str = "") -> AdapterVersion:
-        """Publish without files of one's own."""
+    def add(self, name: str, folder: Path, content: str = "", **fields: Any) -> AdapterVersion:
+        """Publish without files of one's own; `fields` of the version say otherwise than its files."""
         weights = folder / "fake-weights"
         weights.write_text(f"{name} {self.numbers[name]} {content}")
-        return self.publish(name, b"{}", weights)[0]
+        version = replace(self.publish(name, b"{}", weights)[0], **fields)
+        self.live[name][-1] = version
+        return version
 
     def resolve(self, ref: str) -> AdapterVersion:
         return self._matching(ref)[-1]

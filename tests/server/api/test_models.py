@@ -33,6 +33,16 @@ def test_the_list(client: TestClient, registry: FakeRegistry, tmp_path: Path) ->
     }
 
 
+def test_an_adapters_card_has_its_task_and_labels(
+    client: TestClient, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    registry.add("mood", tmp_path, task="SEQ_CLS", labels=("good", "bad"))
+    card = client.get("/v1/models/mood").json()
+
+    assert (card["task"], card["labels"]) == ("SEQ_CLS", ["good", "bad"])
+    assert "task" not in client.get("/v1/models/tiny").json()
+
+
 def test_the_official_client_lists_and_retrieves(
     official: openai.OpenAI, registry: FakeRegistry, tmp_path: Path
 ) -> None:
