@@ -21,6 +21,7 @@ from adapters.errors import InvalidAdapter
 from adapters.segment import Segment
 from server.engine.attention import KVCache, StepLayout
 from server.engine.base import ServedModel
+from server.engine.native.norms import NativeRMSNorm
 from tests.kit import Families, Family, ask, engine_core, full_logits, letters, prompts, run_all
 from tests.tiny import greedy
 
@@ -194,6 +195,41 @@ def test_rows_of_others_stay_bit_for_bit(qwen: Stand) -> None:
     mixed = Pass(model, PROMPTS).run([norm, None, tokens, None, norm, tokens, None, None])
     for i, (alone, beside) in enumerate(zip(bare, mixed, strict=True)):
         assert torch.equal(alone, beside) == (i in (1, 3, 6, 7))
+
+
+def test_norms_that_run_as_native_code_are_replaced_all_the_same(qwen: Stand) -> None:
+    """Their code reads the base's weights at an address; other weights go through the model's own code."""
+    model, stock = qwen.model, copy.deepcopy(qwen.family.stock)
+    names = [name for name in model.spec.replaceable if name.endswith("norm")]
+    assert {type(model.model.get_submodule(name)) for name in names} == {NativeRMSNorm}
+    generator = torch.Generator().manual_seed(3)
+    values = {name: {"weight": torch.randn(48, generator=generator)} for name in names}
+    stock.load_state_dict({f"{name}.weight": value["weight"] for name, value in values.items()}, strict=False)
+    placed = model.batch.place(AdapterWeights("norms", {}, replaced=values))
+    got = Pass(model, PROMPTS[:3]).run([placed, None, placed])
+    for logits, prompt, expected in zip(got, PROMPTS, [stock, qwen.family.stock, stock], strict=False):
+        assert torch.allclose(logits, full_logits(expected, prompt)[-3:], atol=1e-4)
+
+
+def test_bfloat16_is_as_near_as_the_base_is(families: Families) -> None:
+    """All the sites are seen, and a tied, scaled table, norms and a head give what a changed base gives."""
+    wide = families("gemma3_text").stock
+    stock = copy.deepcopy(wide).bfloat16()
+    model = ServedModel(copy.deepcopy(stock), name="base", digest="d")
+    assert model.spec.replaceable == families("gemma3_text").model.spec.replaceable
+    generator = torch.Generator().manual_seed(4)
+    rows, norm = torch.randn(3, 48, generator=generator), torch.randn(12, generator=generator)
+    name = "model.layers.1.self_attn.q_norm"
+    record = EmbeddingDelta(ids=torch.tensor(IDS), rows=rows)
+    replaced = {name: {"weight": norm}}
+    placed = model.batch.place(AdapterWeights("d", {}, {"model.embed_tokens": record}, replaced=replaced))
+    changed = copy.deepcopy(wide)
+    changed.model.embed_tokens.weight.data[torch.tensor(IDS)] = rows
+    changed.get_submodule(name).weight.data = norm
+    got = Pass(model, PROMPTS[:2]).run([placed, None])
+    for logits, prompt, oracle in zip(got, PROMPTS, [changed, wide], strict=False):
+        expected = full_logits(oracle, prompt)[-3:]
+        assert float((logits.float() - expected).norm() / expected.norm()) < 0.06
 
 
 def test_tokens_of_a_tied_base_are_the_heads_rows_too(qwen: Stand) -> None:
