@@ -33,6 +33,9 @@ from server.api.context import ServerContext
 from server.engine import loading
 from server.engine.base import ServedModel
 from server.engine.core import EngineConfig, EngineCore
+from server.engine.encoder.core import EncoderCore
+from server.engine.encoder.loading import load_encoder
+from server.engine.encoder.model import EncoderModel
 from server.engine.engine import Engine
 from server.engine.loading import UnsupportedModel
 from server.engine.merging import Merger
@@ -50,6 +53,7 @@ _KV_MOST_CPU = 4 * GIB
 _LAST_BYTES_SECONDS = 1
 _KINDS: dict[BaseKind, tuple[Any, Any]] = {
     "decoder": (ServedModel, EngineCore),
+    "encoder": (EncoderModel, EncoderCore),
     "encoder-decoder": (Seq2SeqModel, Seq2SeqCore),
 }
 """The serving form of a base, and the core that runs it, by what it does."""
@@ -90,6 +94,7 @@ def load(settings: Settings, startup: Startup | None = None) -> Loaded:
 def _load(settings: Settings, startup: Startup) -> Loaded:
     folder = loading.resolve_folder(settings.model or str(MODEL_DIR))
     config = loading.load_config(folder)
+    encodes = loading.base_kind(config) == "encoder"
     model_type, core_type = _KINDS[loading.base_kind(config)]
     merges = settings.merge is not None or settings.auto_merge != "off"
     if merges and core_type is not EngineCore:
@@ -100,9 +105,9 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
         device = loading.choose_device(settings.device)
         dtype = loading.choose_dtype(settings.dtype, config, device)
         tokenizer = loading.load_tokenizer(folder)
-        stock = loading.load_model(folder, config, dtype, device)
+        stock = (load_encoder if encodes else loading.load_model)(folder, config, dtype, device)
         digest = hashed.result()
-    ends = loading.end_tokens(stock, tokenizer)
+    end_tokens = () if encodes else (loading.end_tokens(stock, tokenizer),)
     source = settings.model or BASE_NAME
     name = settings.served_model_name or (source.rstrip("/").split("/")[-1] if settings.model else "base")
     sizes = BatchSizes(settings.max_running, settings.max_adapter_rank)
@@ -112,9 +117,9 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
     weights = base_weights(model.model, model.linears)
     registry = Registry(settings.data_dir, model.spec, _limits(settings), model.dtype, weights)
     published = [_publish(registry, entry) for entry in settings.adapter]
-    core = core_type(
-        model, tokenizer, _residency(settings, registry, model), _sizes(settings, config, model), ends
-    )
+    decoder = () if encodes else (tokenizer,)
+    residency = _residency(settings, registry, model)
+    core = core_type(model, *decoder, residency, _sizes(settings, config, model), *end_tokens)
     if settings.merge:
         merged = registry.resolve(settings.merge)
         nbytes = build_merged(model.linears.values(), registry.load(merged.digest))
@@ -157,23 +162,13 @@ def _residency(settings: Settings, registry: Registry, model: Any) -> Residency:
 
 
 def _sizes(settings: Settings, config: Any, model: Any) -> EngineConfig:
-    """KV blocks from the memory there is, and the context that fits into them."""
-    nbytes = int(settings.kv_cache_gb * GIB) if settings.kv_cache_gb else _default_kv_bytes(model.device)
+    """KV blocks from the memory there is, and the context that fits into them; an encoder has no KV."""
     longest = loading.context_length(config)
     asked = settings.max_model_len or longest
     if asked > longest and loading.base_kind(config) != "encoder-decoder":  # T5's positions have no end
         raise StartError(f"--max-model-len {asked}: this model sees at most {longest} tokens")
-    block_bytes = model.kv_bytes * settings.block_size
-    useful = -(-asked // settings.block_size) * max(settings.max_running, 1) * 2
-    blocks = min(nbytes // block_bytes, useful)
-    fits = blocks * settings.block_size
-    if fits < (asked if settings.max_model_len else settings.block_size):
-        raise StartError(
-            f"the KV cache of {nbytes / GIB:.2f} GiB holds {fits} tokens, fewer than {asked}; "
-            "raise --kv-cache-gb or lower --max-model-len"
-        )
-    if fits < asked:
-        log.warning("the KV cache holds %d tokens: requests are limited to that instead of %d", fits, asked)
+    blocks = 0 if loading.base_kind(config) == "encoder" else _kv_blocks(settings, model, asked)
+    fits = blocks * settings.block_size or asked
     on_cpu = model.device.type == "cpu"
     return EngineConfig(
         max_model_len=min(asked, fits),
@@ -184,6 +179,22 @@ def _sizes(settings: Settings, config: Any, model: Any) -> EngineConfig:
         max_waiting=settings.max_waiting,
         prefix_cache=settings.prefix_cache,
     )
+
+
+def _kv_blocks(settings: Settings, model: Any, asked: int) -> int:
+    """As many as are useful and fit into the memory for them, to hold requests of `asked` tokens."""
+    nbytes = int(settings.kv_cache_gb * GIB) if settings.kv_cache_gb else _default_kv_bytes(model.device)
+    useful = -(-asked // settings.block_size) * max(settings.max_running, 1) * 2
+    blocks: int = min(nbytes // (model.kv_bytes * settings.block_size), useful)
+    fits = blocks * settings.block_size
+    if fits < (asked if settings.max_model_len else settings.block_size):
+        raise StartError(
+            f"the KV cache of {nbytes / GIB:.2f} GiB holds {fits} tokens, fewer than {asked}; "
+            "raise --kv-cache-gb or lower --max-model-len"
+        )
+    if fits < asked:
+        log.warning("the KV cache holds %d tokens: requests are limited to that instead of %d", fits, asked)
+    return blocks
 
 
 def _default_kv_bytes(device: torch.device) -> int:
@@ -301,8 +312,10 @@ async def _announce(
     for part, seconds in startup.parts.items():
         context.metrics.startup.labels(part).set(seconds)
     log.info("ready after %.1f s: %s", startup.seconds, startup)
+    kind = context.base.kind
+    what = context.base.name if kind == "decoder" else f"{context.base.name} (an {kind})"
     print(
-        f"multilora serves {context.base.name} and {len(context.registry.list())} adapter versions "
+        f"multilora serves {what} and {len(context.registry.list())} adapter versions "
         f"after {startup.seconds:.1f} s at {local_url(settings.host, sock.getsockname()[1])}",
         flush=True,
     )
