@@ -27,6 +27,7 @@ from training.base import BASE_NAME, MODEL_DIR
 from training.data import IGNORE, Example, Tokens, read_jsonl, tokenize
 from training.rates import warmup_cosine
 from training.spec import LoraSpec, TrainSpec, require
+from training.targets import resolve_targets
 
 
 class TrainingError(RuntimeError):
@@ -64,14 +65,16 @@ def train_adapter(
     The same spec, base, examples and thread count give the same adapter.
 
     Raises:
-        ValueError: no examples, or some do not fit the base's chat template or `max_length`.
+        ValueError: no examples, or some do not fit the base's chat template or `max_length`; target modules
+            that the base does not have.
         TrainingError: the loss stopped being a number.
     """
     tokens = prepare(examples, AutoTokenizer.from_pretrained(base_path), spec.max_length)
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32)
-        model = get_peft_model(base, _peft_config(spec.lora))
+        targets = resolve_targets(base, base.config.model_type, spec.lora.target_modules)
+        model = get_peft_model(base, _peft_config(spec.lora, targets))
         started = time.monotonic()
         losses, trained = _run(model, tokens, spec, progress)
         seconds = time.monotonic() - started
@@ -145,13 +148,12 @@ def _batches(tokens: list[Tokens], spec: TrainSpec) -> Iterator[list[Tokens]]:
             yield order[start : start + spec.batch_size]
 
 
-def _peft_config(lora: LoraSpec) -> LoraConfig:
-    targets = lora.target_modules
+def _peft_config(lora: LoraSpec, targets: str | list[str]) -> LoraConfig:
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        target_modules=targets,
         use_rslora=lora.rslora,
         lora_dropout=lora.dropout,
     )
@@ -166,7 +168,10 @@ def _save(model: PeftModel, base_name: str, output_dir: Path) -> None:
     """PEFT's two files, the same bytes each time; without its card, a form with every field left open."""
     config = model.peft_config["default"]
     config.base_model_name_or_path = base_name
-    config.target_modules = sorted(config.target_modules)
+    if not isinstance(config.target_modules, str):
+        config.target_modules = sorted(config.target_modules)
+    if config.target_parameters:  # PEFT's name for layers of experts that are one parameter
+        config.target_parameters = sorted(config.target_parameters)
     card = output_dir / "README.md"
     kept = card.read_bytes() if card.exists() else None
     model.save_pretrained(output_dir, save_embedding_layers=False)

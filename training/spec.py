@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """The adapter's shape. All linear layers by default: that learns far more than `q_proj` and `v_proj`."""
+    """The adapter's shape. All linear layers by default: that learns far more than `q_proj` and `v_proj`.
+
+    `target_modules` is what `training/targets.py` takes: names, a regular expression, `all-linear`, or
+    `default` for those that are usual for the base's family.
+    """
 
     rank: int = 8
     alpha: float = 16.0

@@ -87,6 +87,19 @@ def test_options_reach_peft(tmp_path: Path) -> None:
     assert (config["use_rslora"], config["lora_dropout"]) == (True, 0.1)
 
 
+def test_a_pattern_of_target_modules_stays_one(tmp_path: Path) -> None:
+    lora = LoraSpec(rank=2, target_modules=r".*layers\.0\..*q_proj")
+    train_adapter(TrainSpec(lora, steps=1), MODEL_DIR, ROWS[:4], tmp_path, progress=False)
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["target_modules"] == lora.target_modules
+
+
+def test_target_modules_that_the_base_lacks_are_told_with_those_it_has(tmp_path: Path) -> None:
+    lora = LoraSpec(rank=2, target_modules=("c_attn",))
+    with pytest.raises(ValueError, match=r"target_modules c_attn: not among the linear layers of .*q_proj"):
+        train_adapter(TrainSpec(lora, steps=1), MODEL_DIR, ROWS[:4], tmp_path, progress=False)
+
+
 def test_a_diverging_run_says_so(tmp_path: Path) -> None:
     wild = TrainSpec(steps=20, learning_rate=1e30, warmup=0)
     with pytest.raises(TrainingError, match="lower the learning rate"):
