@@ -14,6 +14,7 @@ from adapters.keys import Names, View, sort_names, view_for
 from adapters.safetensors_file import TensorInfo
 from adapters.variants.common import no_linear, text
 from adapters.variants.experts import check_experts, targeted_parameters
+from adapters.variants.per_expert import check_per_expert, per_expert_modules
 from adapters.variants.whole import (
     check_biases,
     check_copies,
@@ -34,6 +35,7 @@ class AdapterPlan:
     Attributes:
         linears, embeddings, experts: the wrapped linear maps, tables and parameters, with their tensors by
             part.
+        per_expert: the parameters that were layers of each expert, with those layers' modules.
         replaced, head: modules trained as a whole, and the parameters of a task's head.
         tokens: ids of trained tokens by table.
         parameters: numbers in all tensors of the file.
@@ -47,6 +49,7 @@ class AdapterPlan:
     linears: Mapping[str, Parts]
     embeddings: Mapping[str, Parts]
     experts: Mapping[str, Parts]
+    per_expert: Mapping[str, tuple[str, ...]]
     replaced: Mapping[str, Parts]
     head: Parts
     tokens: Mapping[str, tuple[int, ...]]
@@ -80,14 +83,23 @@ def plan_adapter(config: AdapterConfig, header: Mapping[str, TensorInfo], base: 
     linears: dict[str, Parts] = {}
     embeddings: dict[str, Parts] = {}
     experts: dict[str, Parts] = {}
+    per_expert: dict[str, tuple[str, ...]] = {}
     tokens: dict[str, tuple[int, ...]] = {}
     if isinstance(config, LoraConfig):
-        linears, embeddings, experts = _wrapped(config, names, base)
+        if not config.target_parameters:
+            per_expert = per_expert_modules(names.modules, base, config.targets)
+        linears, embeddings, experts = _wrapped(config, names, base, per_expert)
         _check_linears(config, linears, shape_of, base)
-        _check_targets(config, {**linears, **embeddings}, experts, base)
+        _check_targets(config, {**linears, **embeddings}, experts, per_expert, base)
         _check_ranks(config, linears, embeddings, shape_of, base)
         for parameter, parts in experts.items():
             check_experts(parameter, parts, shape_of, config.rank_for(parameter), base, config.raw)
+        for parameter, modules in per_expert.items():
+            check_per_expert(base.experts[parameter], modules, names.modules, shape_of, config)
+        if (experts or per_expert) and (config.init or config.blocks or config.peft_type != "LORA"):
+            raise InvalidAdapter(
+                f"adapter_config.json: {config.variant} on experts is not supported; train them as plain LoRA"
+            )
         tokens = token_ids(names, config, base, shape_of)
         check_copies(names, base, shape_of)
     head = head_of(names, config, base, shape_of)
@@ -97,12 +109,24 @@ def plan_adapter(config: AdapterConfig, header: Mapping[str, TensorInfo], base: 
     used = sum(math.prod(header[key].shape) for key in names.used())
     total = sum(math.prod(info.shape) for info in header.values())
     return AdapterPlan(
-        config, header, names, view, linears, embeddings, experts, replaced, head, tokens, total, used
+        config,
+        header,
+        names,
+        view,
+        linears,
+        embeddings,
+        experts,
+        per_expert,
+        replaced,
+        head,
+        tokens,
+        total,
+        used,
     )
 
 
 def _wrapped(
-    config: LoraConfig, names: Names, base: BaseSpec
+    config: LoraConfig, names: Names, base: BaseSpec, per_expert: Mapping[str, tuple[str, ...]]
 ) -> tuple[dict[str, Parts], dict[str, Parts], dict[str, Parts]]:
     """The file's wrapped modules: linear maps (or what claims to be one), tables, parameters of experts."""
     parameters = targeted_parameters(config.target_parameters, base)
@@ -111,7 +135,7 @@ def _wrapped(
         for parameter, module in parameters.items()
         if module in names.modules and module not in base.linears
     }
-    claimed = {parameters[parameter] for parameter in experts}
+    claimed = {parameters[parameter] for parameter in experts}.union(*per_expert.values())
     embeddings = {module: parts for module, parts in names.modules.items() if "embedding_A" in parts}
     linears = {
         module: parts
@@ -212,7 +236,11 @@ def _check_ranks(
 
 
 def _check_targets(
-    config: LoraConfig, wrapped: Mapping[str, Parts], experts: Mapping[str, Parts], base: BaseSpec
+    config: LoraConfig,
+    wrapped: Mapping[str, Parts],
+    experts: Mapping[str, Parts],
+    per_expert: Mapping[str, tuple[str, ...]],
+    base: BaseSpec,
 ) -> None:
     """The file must hold exactly the modules that the config says were wrapped."""
     parameters = targeted_parameters(config.target_parameters, base)
@@ -232,7 +260,8 @@ def _check_targets(
             f"adapter_config.json targets {module}, but the weights hold no tensors for it; "
             "the file is incomplete, or made for another base"
         )
-    for module in sorted(base.other_modules - base.embeddings.keys()):
+    routers = {parameter.rpartition(".")[0] for parameter in per_expert}
+    for module in sorted(base.other_modules - base.embeddings.keys() - routers):
         if config.targets(module) and not config.wrapped.all_linear:
             raise InvalidAdapter(
                 f"adapter_config.json: target_modules matches {module}, which is not a linear layer of "

@@ -36,6 +36,7 @@ from adapters.variants.lora import (
     magnitude,
     without,
 )
+from adapters.variants.per_expert import joined_delta
 from adapters.variants.table import tuner
 
 # Largest difference, as a part of the largest value, of a copy of the base's weights that was rounded to
@@ -241,6 +242,12 @@ class AdapterReader:
             experts = plan.base.experts[parameter].experts
             a, b = self._take(parts["A"]), self._take(parts["B"])
             yield parameter, experts_delta(a, b, experts, plan.config.scale_for(parameter))
+        for parameter, modules in sorted(plan.per_expert.items()):
+            assert isinstance(plan.config, LoraConfig)
+            keys = [plan.names.modules[module] for module in modules]
+            all_a, all_b = ([self._take(key[part]) for key in keys] for part in "AB")
+            scale = plan.config.scale_for(modules[0])
+            yield parameter, joined_delta(plan.base.experts[parameter], all_a, all_b, scale)
 
     def _replaced(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         plan = self._plan
