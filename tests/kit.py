@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,9 +110,20 @@ class Family:
 
     def weights(self, name: str) -> AdapterWeights:
         """What the product's own reader makes of it."""
-        folder = self.adapter(name)
+        return self.read(self.adapter(name), name)
+
+    def read(self, folder: Path, digest: str) -> AdapterWeights:
+        """The same of any PEFT folder."""
         config = (folder / CONFIG_FILE).read_bytes()
-        return read_adapter(config, folder / WEIGHTS_FILE, self.model.spec, LIMITS, digest=name)
+        return read_adapter(config, folder / WEIGHTS_FILE, self.model.spec, LIMITS, digest=digest)
+
+    def save(self, peft_model: Any, digest: str) -> AdapterWeights:
+        """What the reader makes of the files that PEFT writes of `peft_model`."""
+        folder = self.folder / digest
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT looks for the base's config on the hub
+            peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+        return self.read(folder, digest)
 
     def place(self, weights: AdapterWeights) -> Placed:
         placed: Placed = self.model.batch.place(weights)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from adapters.delta import AdapterWeights, ModuleDelta
+from adapters.delta import AdapterWeights
 from adapters.errors import InvalidAdapter
 from server.engine.request import GenerationRequest, PoolingRequest
 from server.engine.sequence import NEVER, invoked_at
@@ -51,17 +51,8 @@ class Invoked:
             for parameter_name, parameter in oracle.named_parameters():
                 if "lora_" in parameter_name:
                     parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-        deltas = {
-            path.removeprefix("base_model.model."): ModuleDelta(
-                module.lora_A["default"].weight.detach(),
-                module.lora_B["default"].weight.detach(),
-                module.scaling["default"],
-            )
-            for path, module in oracle.named_modules()
-            if "default" in getattr(module, "lora_A", {})
-        }
         self.oracles[name] = oracle
-        self.weights[name] = AdapterWeights(name, deltas, invocation=invocation)
+        self.weights[name] = self.family.save(oracle, name)
 
     def load(self, digest: str) -> AdapterWeights:
         return self.weights[digest] if digest in self.weights else self.family.weights(digest)

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from adapters.delta import AdapterWeights, ModuleDelta
+from adapters.delta import AdapterWeights
 from adapters.errors import InvalidAdapter
 from server.engine.request import Pooling, PoolingRequest, PoolingTask
 from tests.kit import Families, Family, ask, engine_core, finish, preload, prompts, run_all, step
@@ -27,7 +27,7 @@ _AUTO = {"SEQ_CLS": AutoModelForSequenceClassification, "TOKEN_CLS": AutoModelFo
 
 @dataclass
 class Classifier:
-    """One adapter with a trained head: PEFT's own model, and the records that its checkpoint becomes."""
+    """One adapter with a trained head: PEFT's own model, and what the reader makes of its files."""
 
     oracle: Any
     weights: AdapterWeights
@@ -53,23 +53,11 @@ def train(family: Family, digest: str, task: str, labels: int) -> Classifier:
         warnings.simplefilter("ignore")
         oracle = get_peft_model(model, lora).eval()
     generator = torch.Generator().manual_seed(labels)
-    deltas: dict[str, ModuleDelta] = {}
-    head: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for name, parameter in oracle.named_parameters():
             if "lora_" in name or "modules_to_save" in name:
                 parameter.copy_(0.25 * torch.randn(parameter.shape, generator=generator))
-            if "modules_to_save.default" in name:
-                head[name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")] = (
-                    parameter.detach()
-                )
-    for name, module in oracle.named_modules():
-        if "default" in getattr(module, "lora_A", {}):
-            a, b = module.lora_A["default"].weight.detach(), module.lora_B["default"].weight.detach()
-            deltas[name.removeprefix("base_model.model.")] = ModuleDelta(a, b, module.scaling["default"])
-    assert deltas
-    assert head
-    return Classifier(oracle, AdapterWeights(digest, deltas, head=head, task=task))
+    return Classifier(oracle, family.save(oracle, digest))
 
 
 class Shop:
