@@ -13,6 +13,7 @@ import torch
 
 from bench.adapter_load import measure_adapter_load
 from bench.chart import throughput_chart
+from bench.dora import measure_dora
 from bench.floor import measure_floor
 from bench.gpu import measure_gpu
 from bench.heartbeat import measure_heartbeat
@@ -35,6 +36,7 @@ MEASURES: dict[str, Callable[[Bench], Rounds]] = {
     "zipf": measure_zipf,
     "long-prompt": measure_long_prompt,
     "floor": measure_floor,
+    "dora": measure_dora,
     "heartbeat": measure_heartbeat,
     "adapter-load": measure_adapter_load,
     "startup": measure_startup,

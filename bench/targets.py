@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from bench.dora import DORA, LORA
 from bench.floor import case_name
 from bench.gpu import BATCHES
 from bench.load import median
@@ -131,6 +132,13 @@ def targets() -> list[Target]:
         "zipf",
         _rate("8 of 1000", "8 of 8"),
         dict.fromkeys(SHAPES, 0.95),
+    )
+    add(
+        "decode step of 8 DoRA adapters against 8 LoRA adapters of the same rank",
+        "dora",
+        lambda cases: ratios(cases, DORA, LORA, "step"),
+        dict.fromkeys(SHAPES, 1.2),
+        most=True,
     )
     add("merged against base", "merged", _rate("merged", "base"), dict.fromkeys(SHAPES, 0.98))
     add(
