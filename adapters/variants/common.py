@@ -259,7 +259,9 @@ def boolean(raw: Mapping[str, Any], field: str, default: bool = False) -> bool:
     Raises:
         InvalidAdapter: it is neither.
     """
-    value = raw.get(field, default)
+    value = raw.get(field)
+    if value is None:
+        return default
     if not isinstance(value, bool):
         raise fault(f"{field} must be true or false, not {value!r:.60}")
     return value
