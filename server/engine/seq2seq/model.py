@@ -32,7 +32,7 @@ class Seq2SeqModel:
     """A base of the T5 family ready for steps. Its weights are never written to.
 
     Attributes:
-        spec, batch, linears, vocab_size: as in `ServedModel`.
+        model, spec, batch, linears, vocab_size: as in `ServedModel`.
         start: the token id that every target begins with.
         shape: of the decoder's memory. `kv_bytes`: what a token of it takes.
     """
@@ -94,10 +94,6 @@ class Seq2SeqModel:
                 hidden = hidden * self._output_scale
             logits: Tensor = self._head(hidden)
         return logits[0]
-
-    def weight(self, name: str) -> Tensor:
-        """The frozen weight of a linear map, `(out_features, in_features)`, by its name in `spec.linears`."""
-        return self.linears[name].weight
 
     def checksum(self) -> str:
         """See `weights_checksum`."""

@@ -19,6 +19,7 @@ from adapters.delta import AdapterWeights
 from adapters.reader import read_adapter
 from adapters.residency import Residency
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE
+from adapters.weights import base_weights
 from server.engine.core import EngineConfig
 from server.engine.request import GenerationRequest
 from server.engine.seq2seq.core import Seq2SeqCore
@@ -99,7 +100,10 @@ class Seq2SeqFamily:
     def weights(self, name: str) -> AdapterWeights:
         folder = self.adapter(name)
         config = (folder / CONFIG_FILE).read_bytes()
-        return read_adapter(config, folder / WEIGHTS_FILE, self.model.spec, LIMITS, digest=name)
+        weights = base_weights(self.model.model, self.model.linears)
+        return read_adapter(
+            config, folder / WEIGHTS_FILE, self.model.spec, LIMITS, digest=name, base_weights=weights
+        )
 
     def oracle(self, adapter: str | None) -> Any:
         """The stock model, or PEFT's."""

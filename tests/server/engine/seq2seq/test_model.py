@@ -86,9 +86,7 @@ def test_other_families_are_refused_by_name() -> None:
         _serve(BartForConditionalGeneration(config))
 
 
-def test_weights_are_told_and_summed_up(seq2seq: MakeFamily) -> None:
+def test_its_checksum_tells_weights_apart(seq2seq: MakeFamily) -> None:
     family = seq2seq("t5")
-    name = "encoder.block.0.layer.0.SelfAttention.q"
-    assert torch.equal(family.model.weight(name), family.stock.get_submodule(name).weight)
     assert family.model.checksum() == _serve(make_t5("t5")).checksum()
     assert family.model.checksum() != _serve(make_t5("t5", seed=1)).checksum()

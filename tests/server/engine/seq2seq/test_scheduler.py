@@ -68,6 +68,6 @@ def test_long_sources_lower_the_turn_of_their_owner() -> None:
         plan, _ = scheduler.schedule()
         order += [target.request.request_id for target in plan if target.computed == 0]
         scheduler.advance(plan)
-        for target in plan:
-            target.tokens.append(7)
+        for sequence in plan:
+            sequence.tokens.append(7)
     assert order == ["1", "2", "4", "3"]
