@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.engine.request import GenerationOutput, GenerationRequest, SamplingParams
+from server.engine.request import GenerationOutput, GenerationRequest, PoolingRequest, SamplingParams
 from server.engine.stats import EngineStats
 from server.metrics import OTHER, Metrics, RequestTimer
 from tests.server.api.fakes import STATS
@@ -152,3 +152,16 @@ def test_two_servers_in_a_process_do_not_mix(tmp_path: Path) -> None:
     one.count("a@1", "success")
 
     assert ("multilora_requests_total", "a@1", "success") not in parse(two)
+
+
+def test_inputs_that_were_pooled() -> None:
+    metrics = make()
+    requests = [PoolingRequest(str(index), (1,), "classify") for index in range(3)]
+    timer = RequestTimer(metrics, "mood@1", requests)
+    timer.pooled("classify")
+    timer.close()
+    samples = parse(metrics)
+
+    assert samples["multilora_pooled_inputs_total", "classify"] == 3
+    assert samples["multilora_requests_total", "mood@1", "success"] == 1
+    assert samples["multilora_request_duration_seconds_count",] == 1

@@ -14,7 +14,7 @@ from adapters.delta import AdapterWeights
 from adapters.errors import InvalidAdapter
 from server.engine.core import EngineCore
 from server.engine.engine import Engine
-from server.engine.request import EngineError, GenerationRequest, QueueFull
+from server.engine.request import EngineError, GenerationRequest, PoolingRequest, QueueFull
 from tests.kit import Families, Family, ask, engine_core, letters, prompts
 
 PROMPT = prompts(9)[0]
@@ -110,6 +110,37 @@ def test_cancelling_the_task_that_reads_aborts_its_request(llama: Family) -> Non
             await asyncio.gather(*tasks, return_exceptions=True)
             await _until(lambda: engine.stats().running + engine.stats().waiting == 0)
             await engine.call(EngineCore.check)
+
+    _run(test)
+
+
+def test_embeddings_come_beside_streams(llama: Family) -> None:
+    async def test() -> None:
+        async with _engine(llama) as (engine, _):
+            requests = [PoolingRequest(name, tuple(PROMPT), "embed", adapter="all") for name in ("p0", "p1")]
+            one, other, (_, tokens) = await asyncio.gather(
+                *(engine.pool(request) for request in requests), _answer(engine, ask("x", PROMPT, "all"))
+            )
+            assert (one.request_id, other.request_id) == ("p0", "p1")
+            assert one.vectors == other.vectors
+            assert tokens == llama.expected("all", PROMPT, 8)
+
+    _run(test)
+
+
+def test_a_cancelled_embedding_frees_all_that_it_held(llama: Family) -> None:
+    async def test() -> None:
+        async with _engine(llama, max_running=1) as (engine, _):
+            async with aclosing(engine.generate(ask("x", PROMPT, max_tokens=100))) as stream:
+                await anext(stream)
+                task = asyncio.create_task(engine.pool(PoolingRequest("p", tuple(PROMPT), "embed")))
+                await _until(lambda: engine.stats().waiting == 1)
+                task.cancel()
+                await _until(lambda: engine.stats().waiting == 0)
+            await _until(lambda: engine.stats().running == 0)
+            await engine.call(EngineCore.check)
+            with pytest.raises(EngineError, match="no head to classify with"):
+                await engine.pool(PoolingRequest("q", tuple(PROMPT), "classify"))
 
     _run(test)
 

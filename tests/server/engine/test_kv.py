@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.kv import BlockPool, block_hash, root_hash
+from server.engine.kv import BlockPool, adapted_hash, block_hash, root_hash
 from server.engine.shares import PROTECTED_SECONDS, Owner
 
 OWNER = ("", None)
@@ -40,6 +40,14 @@ def test_a_block_hash_depends_on_all_that_came_before() -> None:
     assert block_hash(b"x", [1, 2]) == block_hash(b"x", [1, 2])
     others = [block_hash(b"y", [1, 2]), block_hash(b"x", [2, 1]), block_hash(b"x", [1, 2, 3])]
     assert block_hash(b"x", [1, 2]) not in others
+
+
+def test_an_adapters_chain_depends_on_where_it_begins() -> None:
+    hashes = [
+        adapted_hash(parent, digest, start) for parent in (b"x", b"y") for digest in "ab" for start in (1, 2)
+    ]
+    assert len({*hashes, b"x", b"y"}) == 10
+    assert adapted_hash(b"x", "a", 1) == hashes[0]
 
 
 def test_allocates_all_or_nothing() -> None:
