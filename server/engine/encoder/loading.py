@@ -61,7 +61,8 @@ def load_encoder(folder: Path, config: Any, dtype: torch.dtype, device: torch.de
     # Most checkpoints of language models have no pooler. Then nobody gets one.
     pooler = frozenset(name for name in missing if not task and name.startswith("pooler."))
     refuse_missing(folder, missing - pooler)
-    checkpoint.eval().requires_grad_(False).to(device)
+    # DeBERTa has biases that stay float32, whatever the type that is asked for.
+    checkpoint.eval().requires_grad_(False).to(device=device, dtype=dtype)
     head = {} if pooler else dict(_beside_body(checkpoint, whole=task is not None))
     body = checkpoint if task is None else getattr(checkpoint, checkpoint.base_model_prefix)
     if hasattr(body, "pooler"):

@@ -72,7 +72,11 @@ class EncoderModel:
         self.device, self.dtype = model.device, model.dtype
         self.vocab_size = int(self.config.vocab_size)
         self._pad_token = int(self.config.pad_token_id or 0)
-        seen = survey(model, "encoder")
+        try:
+            seen = survey(model, "encoder")
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UnsupportedModel(f"{self.config.model_type} can't run in {self.dtype}: {reason}") from error
         self.heads = task_heads(self.config, encoder.head)
         self.spec = replace(
             seen.describe(model, name=name, digest=digest, source=source),

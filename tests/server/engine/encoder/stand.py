@@ -100,9 +100,9 @@ def save_base(family: str, kind: str, folder: Path, labels: int = 2) -> Path:
     return folder
 
 
-def serve(folder: Path, **options: Any) -> EncoderModel:
+def serve(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> EncoderModel:
     """The checkpoint in `folder` in serving form."""
-    encoder = load_encoder(folder, AutoConfig.from_pretrained(folder), torch.float32, CPU)
+    encoder = load_encoder(folder, AutoConfig.from_pretrained(folder), dtype, CPU)
     return EncoderModel(encoder, name="base", digest="d", **options)
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from adapters.cuda.batch import CudaBatch
+from adapters.errors import InvalidAdapter
 from adapters.plain import PlainBatch
 from server.engine.encoder.model import EncoderModel
-from server.engine.request import PoolingRequest, PoolingTask
+from server.engine.request import Pooling, PoolingRequest, PoolingTask
 from tests.server.engine.encoder.stand import (
     ATTENTION,
     FAMILIES,
@@ -120,3 +122,49 @@ def test_names_and_groups_are_those_of_the_task_class(case: Any) -> None:
     shared = [group for group in model.batch.groups if f"{layer}query_proj" in group]
     projections = tuple(f"{layer}{name}_proj" for name in ("query", "key", "value"))
     assert shared == [projections, projections[:2]]  # on tokens, and on the table of positions
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v3"])
+def test_an_adapter_of_the_bare_model_embeds(family: str, case: Any, tmp_path: Path) -> None:
+    own = case(family)
+    targets = ATTENTION.get(family, ["query", "value"])
+    trained = Trained(own.base, tmp_path / "e", "FEATURE_EXTRACTION", 0, 3, target_modules=targets)
+    placed = {"e": own.model.batch.place(trained.weights(own.model))}
+    poolings: list[Pooling] = ["cls", "mean", "last"]
+    requests = [
+        ask(pooling, prompt, "embed", "e", pooling=pooling)
+        for pooling, prompt in zip(poolings, prompts(6, 13, 4), strict=True)
+    ]
+    for request, vectors in zip(requests, answer(own.model, requests, placed), strict=True):
+        with torch.inference_mode():
+            hidden = trained.oracle(input_ids=torch.tensor([request.prompt])).last_hidden_state[0]
+        expected = {"cls": hidden[0], "mean": hidden.mean(0), "last": hidden[-1]}[request.pooling]
+        torch.testing.assert_close(vectors[0], expected, **TOLERANCE)
+
+
+def test_a_head_without_the_pooler_it_was_trained_with_is_refused(case: Any, tmp_path: Path) -> None:
+    own = case("deberta-v2")
+    trained = Trained(own.base, tmp_path / "bare", "SEQ_CLS", 2, 3, target_modules=["query_proj"])
+    with pytest.raises(
+        InvalidAdapter, match=r'lacks .pooler.dense.weight.*modules_to_save=."pooler", "classifier".'
+    ):
+        trained.weights(own.model)
+
+
+@pytest.mark.parametrize("family", ["roberta", "deberta", "deberta-v3"])
+def test_bfloat16_is_near(family: str, case: Any) -> None:
+    own = case(family)
+    model = serve(own.base, dtype=torch.bfloat16)
+    requests = [request for request in _mixed(own) if request.adapter]
+    for request, vectors in zip(requests, answer(model, requests, own.placed(model)), strict=True):
+        expected = own.adapters[request.adapter].expected(request.prompt)
+        assert (vectors.view(expected.shape) - expected).norm() < 0.1 * expected.norm()
+
+
+def test_the_kernels_of_a_gpu_serve_positions_too(case: Any) -> None:
+    own = case("deberta-v3")
+    model = serve(own.base, make_batch=CudaBatch)
+    requests = _mixed(own)[:4]
+    plain = answer(own.model, requests, own.placed(own.model))
+    for ours, expected in zip(answer(model, requests, own.placed(model)), plain, strict=True):
+        torch.testing.assert_close(ours, expected, **TOLERANCE)
