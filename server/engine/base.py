@@ -6,7 +6,6 @@ sequence and must give the same logits. A model that bypasses the attention inte
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,8 +17,10 @@ from adapters.batched import BatchSizes
 from adapters.survey import PROBE_TOKENS, MakeBatch, choose_batch, survey
 from adapters.weights import base_weights
 from server.engine.attention import AttentionPlan, KVCache, StepLayout, attention_plan
+from server.engine.checksum import weights_checksum
 from server.engine.families import use_paged_attention
 from server.engine.loading import UnsupportedModel, refuse_unsupported
+from server.engine.native.layer import trials
 from server.engine.native.norms import use_native_norms
 from server.engine.plans import plan_type
 
@@ -76,7 +77,9 @@ class ServedModel:
         use_native_norms(model)
         use_paged_attention(model)
         self.plan_type = plan or plan_type(self.device, self.dtype)
-        self.kv_bytes = self._prove(seen.probe, seen.logits)
+        with trials(model):
+            self.kv_bytes = self._prove(seen.probe, seen.logits)
+        self._prove(seen.probe, seen.logits)  # once more, as it is served
 
     def forward(self, tokens: Tensor, positions: Tensor, plan: AttentionPlan, logits_of: Tensor) -> Tensor:
         """One pass over a flat row.
@@ -118,16 +121,7 @@ class ServedModel:
 
     def checksum(self) -> str:
         """Hex SHA-256 over every weight as it is used now: equal before and after, whatever was served."""
-        hasher = hashlib.sha256()
-        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        for name, layer in self.linears.items():
-            tensors[f"{name}.weight"] = layer.weight
-            if layer.bias is not None:
-                tensors[f"{name}.bias"] = layer.bias
-        for name, tensor in sorted(tensors.items()):
-            data = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-            hasher.update(name.encode() + data.tobytes())
-        return hasher.hexdigest()
+        return weights_checksum(self.model, self.linears)
 
     def _prove(self, probe: Tensor, stock: Tensor) -> int:
         """Run the probe through the paged path; returns the KV bytes of one token."""
