@@ -168,6 +168,8 @@ def _check_needs(key: str, part: str, config: LoraConfig) -> None:
 
 def _saved_module(name: str, config: AdapterConfig) -> tuple[str, str] | None:
     """The module that was trained as a whole, and the rest of `name`. As in PEFT, its name's end decides."""
+    if not config.saved:
+        return None
     parts = name.split(".")
     for length in range(1, len(parts)):
         module = ".".join(parts[:length])

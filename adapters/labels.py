@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
 from adapters.base import BaseSpec
+from adapters.config_fields import HEAD_TASKS
 from adapters.errors import InvalidAdapter
 from adapters.strict_json import parse_json
 
@@ -56,6 +58,29 @@ def head_labels(
     if labels and len(labels) != outputs:
         raise InvalidAdapter(f"{len(labels)} labels for a head of {outputs} outputs; give one for each")
     return labels or tuple(f"LABEL_{index}" for index in range(outputs))
+
+
+def read_text(path: Path, limit: int) -> bytes:
+    """A text that may be one byte over its limit, so that whoever checks that sees it."""
+    with path.open("rb") as file:
+        return file.read(limit + 1)
+
+
+def stored_labels(folder: Path) -> tuple[str, ...]:
+    """The labels in the folder of a stored adapter, if some were given."""
+    path = folder / LABELS_FILE
+    return parse_labels(read_text(path, MAX_LABELS_BYTES)) if path.is_file() else ()
+
+
+def labels_beside(folder: Path, config: bytes) -> bytes | None:
+    """The labels in a folder that PEFT saved: their own file, or those of the model, if it has a head."""
+    if (folder / LABELS_FILE).is_file():
+        return read_text(folder / LABELS_FILE, MAX_LABELS_BYTES)
+    if not any(f'"{task}"'.encode() in config for task in HEAD_TASKS):
+        return None
+    path = folder / "config.json"
+    text = read_text(path, MAX_LABELS_BYTES) if path.is_file() else b""
+    return text if b'"id2label"' in text else None
 
 
 def _last_layer(head: Mapping[str, Tensor]) -> str:

@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from adapters.base import BaseSpec
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.config import AdapterConfig, parse_config
-from adapters.config_fields import HEAD_TASKS
-from adapters.delta import AdapterWeights, all_finite
+from adapters.delta import AdapterWeights
 from adapters.derived import Derived
 from adapters.digest import content_digest
 from adapters.errors import (
@@ -36,7 +33,7 @@ from adapters.errors import (
     InvalidAdapter,
     InvalidName,
 )
-from adapters.labels import LABELS_FILE, MAX_LABELS_BYTES, parse_labels
+from adapters.labels import labels_beside, parse_labels, read_text, stored_labels
 from adapters.limits import AdapterLimits
 from adapters.names import check_new_name, parse_ref
 from adapters.plan import AdapterPlan, plan_adapter
@@ -44,6 +41,7 @@ from adapters.reader import AdapterReader
 from adapters.safetensors_file import read_header
 from adapters.snapshot import Snapshot
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, BlobStore
+from adapters.values import check_values
 from adapters.variants.common import BaseWeights
 
 __all__ = ["AdapterVersion", "Registry"]
@@ -152,8 +150,8 @@ class Registry:
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / file).is_file():
                 raise InvalidAdapter(f"{folder} holds no {file}")
-        config = _read_text(folder / CONFIG_FILE, self._limits.max_config_bytes)
-        return self.publish(name, config, folder / WEIGHTS_FILE, source, _labels_beside(folder, config))
+        config = read_text(folder / CONFIG_FILE, self._limits.max_config_bytes)
+        return self.publish(name, config, folder / WEIGHTS_FILE, source, labels_beside(folder, config))
 
     def resolve(self, ref: str) -> AdapterVersion:
         """The version that `name` (the newest) or `name@3` means now.
@@ -217,7 +215,7 @@ class Registry:
         folder = self._store.folder(digest)
         try:
             config = (folder / CONFIG_FILE).read_bytes()
-            labels = _stored_labels(folder)
+            labels = stored_labels(folder)
             plan = self._plan(config, folder / WEIGHTS_FILE)
             self._check_digest(digest, plan.config, folder / WEIGHTS_FILE, labels)
             return self._read(plan, folder, digest, labels, dtype)
@@ -251,20 +249,8 @@ class Registry:
     def _check(self, plan: AdapterPlan, adapter: AdapterWeights) -> None:
         """That it fits into memory as it is served, and its values into the type that is computed in."""
         self._check_memory(max(plan.applied, sum(tensor.numel() for tensor in adapter.tensors())))
-        if self._dtype is None:
-            return
-        misfits = (module for module, delta in adapter.deltas.items() if not delta.fits(self._dtype))
-        others = (
-            name
-            for name, tensors in _beside_deltas(adapter)
-            if not all(all_finite(tensor.to(self._dtype)) for tensor in tensors)
-        )
-        misfit = next(chain(misfits, others), None)
-        if misfit is not None:
-            raise InvalidAdapter(
-                f"{misfit} has values too large for {self._dtype}, in which the base is served; "
-                "start with --dtype float32"
-            )
+        if self._dtype is not None:
+            check_values(adapter, self._dtype)
 
     def _check_memory(self, numbers: int) -> None:
         most = self._limits.max_memory_bytes
@@ -348,43 +334,11 @@ class Registry:
                 self.on_unused(digest)
 
 
-def _beside_deltas(adapter: AdapterWeights) -> Iterator[tuple[str, Iterable[Tensor]]]:
-    """Each record that is not of a linear map, with its tensors."""
-    for name, table in adapter.embeddings.items():
-        yield name, table.tensors()
-    for name, experts in adapter.experts.items():
-        yield name, experts.tensors()
-    for name, parameters in (*adapter.replaced.items(), ("the head", adapter.head)):
-        yield name, parameters.values()
-
-
 def _rank(adapter: AdapterWeights) -> int:
     """The largest of all records, as they are served."""
     ranks = [adapter.max_rank, *(record.a.shape[1] for record in adapter.experts.values())]
     ranks += [record.a.shape[0] for record in adapter.embeddings.values() if record.a is not None]
     return max(ranks)
-
-
-def _read_text(path: Path, limit: int) -> bytes:
-    """A text that may be one byte over its limit, so that whoever checks that sees it."""
-    with path.open("rb") as file:
-        return file.read(limit + 1)
-
-
-def _stored_labels(folder: Path) -> tuple[str, ...]:
-    path = folder / LABELS_FILE
-    return parse_labels(_read_text(path, MAX_LABELS_BYTES)) if path.is_file() else ()
-
-
-def _labels_beside(folder: Path, config: bytes) -> bytes | None:
-    """The labels in a folder that PEFT saved: their own file, or those of the model, if it has a head."""
-    if (folder / LABELS_FILE).is_file():
-        return _read_text(folder / LABELS_FILE, MAX_LABELS_BYTES)
-    if not any(f'"{task}"'.encode() in config for task in HEAD_TASKS):
-        return None
-    path = folder / "config.json"
-    text = _read_text(path, MAX_LABELS_BYTES) if path.is_file() else b""
-    return text if b'"id2label"' in text else None
 
 
 def _status(path: Path) -> tuple[int, int, int]:
