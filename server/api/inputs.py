@@ -27,12 +27,13 @@ async def read_inputs(context: ServerContext, body: InputFields, *, offsets: boo
     if len(inputs) > most:
         raise invalid("input", f"at most {most} inputs in one request")
     check_prompts(inputs, context.engine.vocab_size, "input")
+    among = sum(len(given) for given in inputs if isinstance(given, str))
     prompts = []
     for index, given in enumerate(inputs):
         name = prompt_name("input", index, len(inputs))
         if isinstance(given, str):
             special = body.add_special_tokens is not False
-            prompt = await text_prompt(context, given, special, name, offsets=offsets)
+            prompt = await text_prompt(context, given, special, name, offsets=offsets, among=among)
         else:
             prompt = token_prompt(context, given, echo=False)
         fit_whole(context, prompt, name)

@@ -32,9 +32,12 @@ class Prompt:
 
 
 async def text_prompt(
-    context: ServerContext, text: str, special: bool, param: str, *, offsets: bool = False
+    context: ServerContext, text: str, special: bool, param: str, *, offsets: bool = False, among: int = 0
 ) -> Prompt:
-    """Tokenize `text`; `special` lets the tokenizer add its own tokens, such as the one for the beginning."""
+    """Tokenize `text`; `special` lets the tokenizer add its own tokens, such as the one for the beginning.
+
+    `among`: characters of all texts of the request; many short ones are as much work as a long one.
+    """
     check_characters(context, len(text), param)
 
     def encode() -> Prompt:
@@ -43,7 +46,7 @@ async def text_prompt(
         found = context.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         return Prompt(tuple(found["input_ids"]), text, tuple(found["offset_mapping"]))
 
-    prompt = await _run(context, encode, len(text))
+    prompt = await _run(context, encode, max(len(text), among))
     if not prompt.token_ids:
         raise invalid(param, "the prompt has no tokens")
     return prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,27 @@ def test_special_tokens_are_the_tokenizers(
     client.post(PATH, json={"model": "tiny", "input": "hi"})
     client.post(PATH, json={"model": "tiny", "input": "hi", "add_special_tokens": False})
     assert seen == [True, False]
+
+
+def test_many_short_texts_do_not_hold_up_the_event_loop(
+    client: TestClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+    tokenizer = client.app.state.context.tokenizer  # type: ignore[attr-defined]
+    encode = type(tokenizer).encode
+
+    def note(self: Any, text: str, *, add_special_tokens: bool) -> Any:
+        threads.add(threading.get_ident())
+        return encode(self, text, add_special_tokens=add_special_tokens)
+
+    async def loop() -> int:
+        return threading.get_ident()
+
+    monkeypatch.setattr(type(tokenizer), "encode", note)
+    assert client.portal is not None
+    assert client.post(PATH, json={"model": "tiny", "input": ["hi"]}).status_code == 200
+    assert threads == {client.portal.call(loop)}
+    threads.clear()
+    assert client.post(PATH, json={"model": "tiny", "input": ["b" * 90] * 50}).status_code == 200
+    assert client.portal.call(loop) not in threads
+    assert len(engine.pooling) == 51

@@ -118,9 +118,9 @@ def test_embeddings_come_beside_streams(llama: Family) -> None:
     async def test() -> None:
         async with _engine(llama) as (engine, _):
             requests = [PoolingRequest(name, tuple(PROMPT), "embed", adapter="all") for name in ("p0", "p1")]
-            one, other, (_, tokens) = await asyncio.gather(
-                *(engine.pool(request) for request in requests), _answer(engine, ask("x", PROMPT, "all"))
-            )
+            answer = asyncio.create_task(_answer(engine, ask("x", PROMPT, "all")))
+            one, other = await asyncio.gather(*(engine.pool(request) for request in requests))
+            _, tokens = await answer
             assert (one.request_id, other.request_id) == ("p0", "p1")
             assert one.vectors == other.vectors
             assert tokens == llama.expected("all", PROMPT, 8)
