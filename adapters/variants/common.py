@@ -173,10 +173,12 @@ def linear_of(module: str, name: str, base: BaseSpec) -> LinearSpec:
 
 
 def no_linear(module: str, base: BaseSpec) -> str:
-    """Why nothing can be added to `module`, which is in no `linears`."""
+    """Why nothing can be added to `module`, which is in no `linears`, and what there is."""
+    kinds = sorted({linear.rpartition(".")[2] for linear in base.linears})
+    instead = f"; its linear layers are {', '.join(kinds)}" if kinds else ""
     if module in base.other_modules:
-        return f"{module} is not a linear layer of {base.name}"
-    return f"{base.name} has no such module"
+        return f"{module} is not a linear layer of {base.name}{instead}"
+    return f"{base.name} has no such module{instead}"
 
 
 def check_targets(found: Collection[str], targets: Targets, base: BaseSpec) -> None:
