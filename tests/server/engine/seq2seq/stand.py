@@ -142,9 +142,10 @@ def seq2seq_core(
     load: Callable[[str], AdapterWeights] | None = None,
     budget: int = AMPLE,
     end_tokens: frozenset[int] = frozenset(),
+    model: Seq2SeqModel | None = None,
     **sizes: Any,
 ) -> Iterator[Seq2SeqCore]:
-    model = family.model
+    model = model or family.model
     residency = Residency(load or family.weights, model.batch.place, model.device, budget, budget)
     config = EngineConfig(**{"max_model_len": 128, "kv_blocks": 128, "block_size": 8, **sizes})
     try:

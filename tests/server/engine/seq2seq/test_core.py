@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 
@@ -10,7 +11,9 @@ import torch
 
 from adapters.delta import AdapterWeights
 from adapters.errors import InvalidAdapter
+from adapters.plain import PlainBatch
 from server.engine.request import PoolingRequest, QueueFull
+from server.engine.seq2seq.model import Seq2SeqModel
 from tests.kit import Answers, ask, letters, prompts
 from tests.server.engine.seq2seq.conftest import MakeFamily
 from tests.server.engine.seq2seq.stand import (
@@ -45,6 +48,20 @@ def test_mixed_batches_answer_as_peft_does_alone(family: str, seq2seq: MakeFamil
     for i, (adapter, source) in enumerate(cases):
         assert answers[str(i)].tokens == base.expected(adapter, source, 8), (adapter, len(source))
     assert len({tuple(base.expected(name, sources[1], 8)) for name in adapters}) == len(adapters)
+
+
+def test_the_plain_forms_answer_the_same(flan: Seq2SeqFamily) -> None:
+    model = Seq2SeqModel(
+        copy.deepcopy(flan.stock),
+        name="base",
+        digest="d",
+        make_batch=lambda groups, linears, dtype, device, sizes: PlainBatch(groups, dtype),
+    )
+    cases = [(name, source) for source in prompts(3, 17) for name in (None, *ADAPTERS)]
+    with seq2seq_core(flan, model=model, kv_blocks=1000) as core:
+        answers = run_all(core, [ask(str(i), source, name) for i, (name, source) in enumerate(cases)])
+    for i, (name, source) in enumerate(cases):
+        assert answers[str(i)].tokens == flan.expected(name, source, 8)
 
 
 def test_requests_that_join_and_leave_do_not_disturb_each_other(flan: Seq2SeqFamily) -> None:
