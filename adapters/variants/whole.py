@@ -47,7 +47,7 @@ def head_of(names: Names, config: AdapterConfig, base: BaseSpec, shape_of: Shape
 
 def replaced_modules(
     names: Names, head: Mapping[str, str], base: BaseSpec, shape_of: ShapeOf, config: AdapterConfig
-) -> dict[str, Mapping[str, str]]:
+) -> dict[str, dict[str, str]]:
     """The base's own modules that were trained as a whole, each with its parameters' tensors.
 
     Raises:
