@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, BartForConditionalGeneration
 
 from adapters.linear import make_linear
 from server.engine import attention
@@ -46,9 +46,11 @@ def test_refuses_a_model_that_bypasses_the_attention_interface(model_type: str) 
 
 
 def test_refuses_an_encoder_decoder() -> None:
-    config = AutoConfig.for_model("t5", vocab_size=64, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
-    with pytest.raises(UnsupportedModel, match="encoder-decoder"):
-        _serve(T5ForConditionalGeneration(config).eval())
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    config = AutoConfig.for_model("bart", vocab_size=64, **sizes, **heads)
+    with pytest.raises(UnsupportedModel, match="bart is an encoder-decoder model; of these only the T5"):
+        _serve(BartForConditionalGeneration(config).eval())
 
 
 def test_refuses_layer_types_it_does_not_know(families: Families) -> None:
