@@ -19,8 +19,6 @@ from adapters.residency import Residency
 from server.engine.core import EngineConfig
 from server.engine.encoder.core import EncoderCore
 from server.engine.encoder.model import EncoderModel
-from server.engine.encoder.scheduler import cut
-from server.engine.encoder.sequence import EncoderSequence
 from server.engine.engine import Engine
 from server.engine.request import (
     EngineError,
@@ -251,17 +249,6 @@ def test_turns_are_fair(world: World) -> None:
     assert answered == ["a0", "b"]
     core.abort_all()
     core.close()
-
-
-def test_passes_hold_prompts_of_about_the_same_length() -> None:
-    def lengths(*given: int) -> list[list[int]]:
-        sequences = [EncoderSequence(ask(str(i), [1] * length, "embed")) for i, length in enumerate(given)]
-        return [[sequence.length for sequence in own] for own in cut(sequences)]
-
-    assert lengths(5, 40, 30, 9) == [[40, 30, 9], [5]]
-    assert lengths(400, 390, 10, 500, 300) == [[500, 400, 390, 300], [10]]
-    assert lengths(*[3, 7] * 8) == [[7] * 8 + [3] * 8]
-    assert lengths() == []
 
 
 def test_the_base_is_the_same_afterwards(world: World) -> None:
