@@ -171,12 +171,15 @@ def test_the_context_ends_where_a_rotary_scaling_would_mix_rows() -> None:
     assert loading.context_length(_config(4096, {"full_attention": dynamic, "sliding_attention": {}})) == 1024
     assert loading.context_length(_config(4096, {"rope_type": "longrope"}, original=512)) == 512
     assert loading.context_length(_config(4096, {"rope_type": "yarn", "factor": 4.0})) == 4096
-    assert loading.context_length(SimpleNamespace()) == 2048
+    assert loading.context_length(SimpleNamespace(model_type="llama")) == 2048
 
 
 def _config(length: int, rope: dict[str, Any], original: int | None = None) -> Any:
     return SimpleNamespace(
-        max_position_embeddings=length, rope_parameters=rope, original_max_position_embeddings=original
+        model_type="llama",
+        max_position_embeddings=length,
+        rope_parameters=rope,
+        original_max_position_embeddings=original,
     )
 
 
@@ -185,7 +188,9 @@ def test_chooses_device_and_type(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loading.choose_device("auto").type == loading.choose_device("cpu").type == "cpu"
     with pytest.raises(UnsupportedModel, match="sees no GPU"):
         loading.choose_device("cuda")
-    full, half = SimpleNamespace(dtype=torch.float32), SimpleNamespace(dtype=torch.float16)
+    full, half = (
+        SimpleNamespace(model_type="llama", dtype=dtype) for dtype in (torch.float32, torch.float16)
+    )
     assert loading.choose_dtype("float16", full, CPU) == torch.float16
     assert loading.choose_dtype("auto", full, CPU) == torch.float32
     monkeypatch.setattr(loading, "has_fast_bfloat16", lambda: True)
