@@ -20,7 +20,7 @@ from adapters.config_fields import (
     REFUSED,
     TASKS,
 )
-from adapters.errors import AdapterTooLarge, InvalidAdapter
+from adapters.errors import AdapterTooLarge
 from adapters.limits import AdapterLimits
 from adapters.patterns import NamePattern
 from adapters.strict_json import parse_object
@@ -38,7 +38,6 @@ from adapters.variants.common import (
 from adapters.variants.table import tuner
 
 _BIAS = ("none", "all")
-_SUM = "use one of them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +313,3 @@ def _check_together(config: LoraConfig) -> None:
         raise fault(
             f"{also[0]} acts on every token, alora_invocation_tokens from one on; train without one of them"
         )
-
-
-__all__ = ["AdapterConfig", "InvalidAdapter", "LoraConfig", "parse_config"]

@@ -130,9 +130,10 @@ class Registry:
         named = parse_labels(labels) if labels is not None else ()
         with self._store.stage(config, weights, self._limits.max_file_bytes, labels) as staged:
             plan = self._plan(config, staged / WEIGHTS_FILE)
+            self._check_memory(plan.applied)
             digest = content_digest(plan.config, staged / WEIGHTS_FILE, self._limits, named)
             adapter = self._read(plan, staged, digest, named)
-            self._check(plan, adapter)
+            self._check(adapter)
             size = (staged / WEIGHTS_FILE).stat().st_size
             with self._writing:
                 return self._commit(staged, self._new_version(name, size, plan, adapter, source))
@@ -237,7 +238,6 @@ class Registry:
         dtype: torch.dtype | None = None,
     ) -> AdapterWeights:
         """The records of the files in `folder`, where what follows from the base's weights is kept too."""
-        self._check_memory(plan.applied)
         derived = Derived.load(folder, self._base.digest, self._base_weights)
         reader = AdapterReader(plan, folder / WEIGHTS_FILE, derived, dtype)
         adapter = reader.read(digest, labels, self._limits.max_rank)
@@ -246,9 +246,9 @@ class Registry:
                 derived.save(folder, self._base.digest)
         return adapter
 
-    def _check(self, plan: AdapterPlan, adapter: AdapterWeights) -> None:
+    def _check(self, adapter: AdapterWeights) -> None:
         """That it fits into memory as it is served, and its values into the type that is computed in."""
-        self._check_memory(max(plan.applied, sum(tensor.numel() for tensor in adapter.tensors())))
+        self._check_memory(sum(tensor.numel() for tensor in adapter.tensors()))
         if self._dtype is not None:
             check_values(adapter, self._dtype)
 
