@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -77,9 +78,12 @@ class BaseSpec:
             shapes are in `parameters`.
         source: the path or hub id that the base was loaded from.
         tied_head: whether the output head shares its weight with the input embedding.
-        task: PEFT's name (`SEQ_CLS`, `TOKEN_CLS`) of what the checkpoint itself has a trained head for, or None.
+        task: PEFT's name (`SEQ_CLS`, `TOKEN_CLS`) of what the checkpoint itself has a trained head for, or
+            None.
         labels: names of that head's outputs.
-        heads: by PEFT's name of a task, what a head for it is made of; empty where any linear layer may be one.
+        heads: by PEFT's name of a task, what a head for it is made of; empty where any linear layer may be
+            one.
+        quantization: how its linear layers are quantised (`adapters/quantized.py`); None if they are not.
     """
 
     name: str
@@ -96,3 +100,14 @@ class BaseSpec:
     task: str | None = None
     labels: tuple[str, ...] = ()
     heads: Mapping[str, HeadSpec] = field(default_factory=dict)
+    quantization: str | None = None
+
+    @property
+    def serving_digest(self) -> str:
+        """Identity of what answers: of the checkpoint, and of how it is quantised.
+
+        Adapters belong to the checkpoint, `digest`; KV and what is computed from its weights to this.
+        """
+        if self.quantization is None:
+            return self.digest
+        return hashlib.sha256(f"{self.digest} {self.quantization}".encode()).hexdigest()

@@ -238,12 +238,12 @@ class Registry:
         dtype: torch.dtype | None = None,
     ) -> AdapterWeights:
         """The records of the files in `folder`, where what follows from the base's weights is kept too."""
-        derived = Derived.load(folder, self._base.digest, self._base_weights)
+        derived = Derived.load(folder, self._base.serving_digest, self._base_weights)
         reader = AdapterReader(plan, folder / WEIGHTS_FILE, derived, dtype)
         adapter = reader.read(digest, labels, self._limits.max_rank)
         if derived.changed:
             with suppress(OSError):  # on a full disk it is computed again the next time
-                derived.save(folder, self._base.digest)
+                derived.save(folder, self._base.serving_digest)
         return adapter
 
     def _check(self, adapter: AdapterWeights) -> None:

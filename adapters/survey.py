@@ -19,13 +19,14 @@ from adapters.base import BaseKind, BaseSpec, LinearSpec
 from adapters.batched import AdapterBatch, BatchedLinear, BatchSizes
 from adapters.cuda.available import has_kernels
 from adapters.experts import attach_experts, find_experts
-from adapters.linear import make_linear
+from adapters.linear import LinearMap, make_linear
 from adapters.native.batch import NativeBatch
 from adapters.native.gemm import library
 from adapters.overrides import Overrides
 from adapters.placed import Groups
 from adapters.plain import PlainBatch
 from adapters.positions import PositionLinear, PositionOwners
+from adapters.quantized import QuantizedLinear, full_shape, quantization_of
 from adapters.sites import Site, find_sites, watch
 
 PROBE_TOKENS = 23  # a number that no other dimension of a tensor is likely to have
@@ -54,8 +55,18 @@ class SeenLinear:
     on_positions: bool = False
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """`(out_features, in_features)`."""
+        if isinstance(self.module, QuantizedLinear):
+            return self.module.linear.shape
+        outputs, inputs = self.weight.shape
+        return outputs, inputs
+
+    @property
     def weight(self) -> Tensor:
         """`(out_features, in_features)`, whichever way round the module stores it."""
+        if isinstance(self.module, QuantizedLinear):
+            return self.module.linear.weight()
         weight = self.module.weight
         assert isinstance(weight, Tensor)
         return weight.detach().t() if isinstance(self.module, Conv1D) else weight.detach()
@@ -64,6 +75,12 @@ class SeenLinear:
     def bias(self) -> Tensor | None:
         bias = getattr(self.module, "bias", None)
         return None if bias is None else bias.detach()
+
+    def frozen(self) -> LinearMap:
+        """The fastest form of it; the codes themselves if it is quantised."""
+        if isinstance(self.module, QuantizedLinear):
+            return self.module.linear
+        return make_linear(self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +109,7 @@ class Survey:
         # The config does not tell: T5's says that they are tied where the checkpoint has two matrices.
         tied = head is not None and head.weight is table.weight
         parameters = {
-            path: tuple(parameter.shape) for path, parameter in model.named_parameters(remove_duplicate=False)
+            path: full_shape(model, path) for path, _ in model.named_parameters(remove_duplicate=False)
         }
         return BaseSpec(
             name,
@@ -106,6 +123,7 @@ class Survey:
             kind=self.kind,
             source=source,
             tied_head=tied,
+            quantization=quantization_of(model),
         )
 
     def _embeddings(self) -> dict[str, tuple[int, int]]:
@@ -114,8 +132,7 @@ class Survey:
 
     def _linears(self) -> dict[str, LinearSpec]:
         return {
-            linear.name: LinearSpec(linear.name, linear.weight.shape[1], linear.weight.shape[0])
-            for linear in self.seen
+            linear.name: LinearSpec(linear.name, linear.shape[1], linear.shape[0]) for linear in self.seen
         }
 
     def attach(
@@ -134,7 +151,7 @@ class Survey:
         for index, group in enumerate(members.values()):
             for member, linear in enumerate(group):
                 tokens = layers.get(linear.name)
-                frozen = make_linear(linear.weight, linear.bias) if tokens is None else tokens.linear
+                frozen = linear.frozen() if tokens is None else tokens.linear
                 on_logits = linear.module is head or linear.on_positions
                 layer = BatchedLinear(linear.name, frozen, linear.bias, batch, index, member, on_logits)
                 placed = PositionLinear(layer, tokens, self.owners) if linear.on_positions else layer
@@ -186,7 +203,7 @@ def survey(model: PreTrainedModel, kind: BaseKind = "decoder") -> Survey:
     hooks = [
         module.register_forward_pre_hook(lambda m, args, name=name: note(name, m, args))
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Conv1D)
+        if type(module) in (nn.Linear, Conv1D, QuantizedLinear)
     ]
     hooks += [
         module.register_forward_pre_hook(lambda m, args, name=name: note_table(name, args))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.batched import BatchedLinear
+from adapters.quantized import full_parameter
 from adapters.variants.common import BaseWeights
 
 
@@ -17,7 +18,7 @@ def base_weights(model: nn.Module, linears: Mapping[str, BatchedLinear]) -> Base
     def weights(name: str) -> Tensor:
         module, _, own = name.rpartition(".")
         layer = linears.get(module)
-        tensor = getattr(layer, own) if layer is not None else model.get_parameter(name)
+        tensor = getattr(layer, own) if layer is not None else full_parameter(model, name)
         if not isinstance(tensor, Tensor):
             raise KeyError(name)
         return tensor.detach().to("cpu", torch.float32)

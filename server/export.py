@@ -42,6 +42,11 @@ def export_merged(source: str, adapter: Path, output: Path, dtype: str = "auto")
             raise InvalidAdapter(f"{adapter} holds no {file}")
     folder = loading.resolve_folder(source)
     config = loading.load_config(folder)
+    quantization = loading.stored_quantization(config)
+    if quantization is not None:
+        raise loading.UnsupportedModel(
+            f"{source} is quantised ({quantization}): merge into the checkpoint that is not"
+        )
     cpu = torch.device("cpu")
     stored = getattr(config, "dtype", None) or torch.float32
     model = loading.load_model(folder, config, stored if dtype == "auto" else loading.DTYPES[dtype], cpu)

@@ -95,6 +95,7 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
     folder = loading.resolve_folder(settings.model or str(MODEL_DIR))
     config = loading.load_config(folder)
     encodes = loading.base_kind(config) == "encoder"
+    quantization = loading.choose_quantization(settings.quantization, config)
     model_type, core_type = _KINDS[loading.base_kind(config)]
     merges = settings.merge is not None or settings.auto_merge != "off"
     if merges and core_type is not EngineCore:
@@ -105,7 +106,10 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
         device = loading.choose_device(settings.device)
         dtype = loading.choose_dtype(settings.dtype, config, device)
         tokenizer = loading.load_tokenizer(folder)
-        stock = (load_encoder if encodes else loading.load_model)(folder, config, dtype, device)
+        if encodes:
+            stock: Any = load_encoder(folder, config, dtype, device)
+        else:
+            stock = loading.load_model(folder, config, dtype, device, quantization)
         digest = hashed.result()
     end_tokens = () if encodes else (loading.end_tokens(stock, tokenizer),)
     source = settings.model or BASE_NAME

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="type of the weights"
     )
+    quantization: Literal["none", "nf4", "int8"] = Field(
+        "none", description="keep the base's linear layers quantised, through bitsandbytes"
+    )
     threads: int = Field(0, ge=0, description="CPU threads for the model; 0 chooses")
     max_model_len: int | None = Field(None, ge=8, description="most tokens of prompt and answer together")
     max_batch_tokens: int | None = Field(

@@ -109,7 +109,7 @@ class Answer(ABC):
             "object": kind,
             "created": self.created,
             "model": self.lease.model,
-            "system_fingerprint": f"fp_{self.context.base.digest[:12]}",
+            "system_fingerprint": f"fp_{self.context.base.serving_digest[:12]}",
             "choices": choices,
         }
 

@@ -143,7 +143,7 @@ class EngineCore:
         self.scheduler.add(sequence)
 
     def _sequence(self, request: Request) -> PagedSequence:
-        digest, block_size = self.model.spec.digest, self.config.block_size
+        digest, block_size = self.model.spec.serving_digest, self.config.block_size
         if isinstance(request, GenerationRequest):
             p = request.sampling
             text = TextStream(self._decoder, request.prompt, p.stop, p.include_stop)

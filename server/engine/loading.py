@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,16 +16,19 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
 )
 
 from adapters.base import BaseKind
 from adapters.linear import has_fast_bfloat16
+from adapters.quantized import Quantization, hold_quantized
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _DYNAMIC_ROPE = ("dynamic", "longrope")
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_QUANTIZERS = ("bitsandbytes", "accelerate")
 _SEQ2SEQ_TYPES = ("t5", "mt5", "umt5")
 _T5_SOURCE = 512  # tokens that T5 was trained with, where a config does not say
 _ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")
@@ -135,6 +139,55 @@ def refuse_unsupported(config: Any) -> None:
         raise UnsupportedModel(
             f"{config.model_type} has layers of type {sorted(unknown)}, which are not served yet"
         )
+    stored_quantization(config)
+
+
+def stored_quantization(config: Any) -> Quantization | None:
+    """How the checkpoint itself is quantised.
+
+    Raises:
+        UnsupportedModel: in a way that is not served.
+    """
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    fields = found if isinstance(found, dict) else found.to_dict()
+    method = str(getattr(fields.get("quant_method"), "value", fields.get("quant_method")))
+    if method != "bitsandbytes" and not (fields.get("load_in_4bit") or fields.get("load_in_8bit")):
+        raise UnsupportedModel(
+            f"this checkpoint is quantised with {method}; only bitsandbytes' nf4, fp4 and int8 are served: "
+            "take the checkpoint that is not quantised, with --quantization nf4"
+        )
+    if fields.get("load_in_8bit"):
+        return "int8"
+    return "nf4" if fields.get("bnb_4bit_quant_type") == "nf4" else "fp4"
+
+
+def choose_quantization(name: str, config: Any) -> Quantization | None:
+    """What `--quantization name` means for this checkpoint, which may be quantised already.
+
+    Raises:
+        UnsupportedModel: the two contradict each other, or there is nothing to quantise with.
+    """
+    stored = stored_quantization(config)
+    asked = cast(Quantization, name) if name != "none" else None
+    if stored is not None and asked not in (None, stored):
+        raise UnsupportedModel(
+            f"--quantization {asked}: this checkpoint is quantised already, as {stored}; leave the option out"
+        )
+    chosen = stored or asked
+    if chosen is not None and base_kind(config) == "encoder":
+        raise UnsupportedModel(
+            f"{config.model_type} is an encoder, of which none is served quantised; take the checkpoint as "
+            "it was trained, without --quantization"
+        )
+    if chosen is not None:
+        missing = [name for name in _QUANTIZERS if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UnsupportedModel(
+                f"a base quantised as {chosen} needs {' and '.join(missing)}: pip install 'multilora[quant]'"
+            )
+    return chosen
 
 
 def context_length(config: Any) -> int:
@@ -167,24 +220,58 @@ _AUTO_CLASSES: dict[BaseKind, Any] = {
 }
 
 
-def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_model(
+    folder: Path,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization | None = None,
+) -> PreTrainedModel:
     """The model in evaluation mode with stock attention, frozen.
+
+    `quantization`: what `choose_quantization` said; the output head stays as it is.
 
     Raises:
         UnsupportedModel: the weights can't be read, or are not all there.
     """
     if not hasattr(config, "use_cache"):
         config.use_cache = False
-    model, missing = read_checkpoint(_AUTO_CLASSES[base_kind(config)], folder, config, dtype)
+    auto_class = _AUTO_CLASSES[base_kind(config)]
+    if quantization is None:
+        model, missing = read_checkpoint(auto_class, folder, config, dtype)
+        model = model.to(device)
+    else:
+        # Quantised tensor by tensor where it will stay, so that it is never there in full.
+        options = quantizing(quantization, config, dtype, device)
+        model, missing = read_checkpoint(auto_class, folder, config, dtype, **options)
+        hold_quantized(model, dtype)
     refuse_missing(folder, missing)
     model.eval().requires_grad_(False)
-    return cast(PreTrainedModel, model.to(device))
+    return model
+
+
+def quantizing(
+    quantization: Quantization, config: Any, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """What `from_pretrained` takes for it: transformers' own defaults, but for the type computed in."""
+    options: dict[str, Any] = {"device_map": {"": device}}
+    if stored_quantization(config) is None:
+        four = quantization != "int8"
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=four,
+            load_in_8bit=not four,
+            bnb_4bit_quant_type=quantization if four else "nf4",
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return options
 
 
 def read_checkpoint(
-    auto_class: Any, folder: Path, config: Any, dtype: torch.dtype
+    auto_class: Any, folder: Path, config: Any, dtype: torch.dtype, **options: Any
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """The checkpoint in the class that `auto_class` chooses, and which of its parameters it does not have.
+
+    `options`: what `from_pretrained` takes besides.
 
     Raises:
         UnsupportedModel: it can't be read.
@@ -197,6 +284,7 @@ def read_checkpoint(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise UnsupportedModel(f"{folder}: {str(error).strip().splitlines()[0]}") from error

@@ -114,7 +114,8 @@ class Seq2SeqCore:
             raise QueueFull(f"{self.config.max_waiting} requests wait already; try again later")
         text = TextStream(self._decoder, (), p.stop, p.include_stop)
         model, size = self.model, self.config.block_size
-        target = self._live[request.request_id] = Target(request, model.start, model.spec.digest, size, text)
+        base = model.spec.serving_digest
+        target = self._live[request.request_id] = Target(request, model.start, base, size, text)
         self.scheduler.add(target)
 
     def abort(self, request_id: str) -> None:
