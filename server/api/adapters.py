@@ -22,7 +22,7 @@ MAX_PAGE = 1000
 
 @router.post("/v1/adapters")
 async def create_adapter(request: Request, context: OpenContext) -> Response:
-    """Check and store an adapter from multipart parts `name`, `config` and `weights`.
+    """Check and store an adapter from multipart parts `name`, `config`, `weights` and maybe `labels`.
 
     201 for a new version; 200 when the newest version of this name has exactly these files already.
     """
@@ -34,7 +34,9 @@ async def create_adapter(request: Request, context: OpenContext) -> Response:
         async with receive_upload(request, context.settings) as upload:
             version, created = await publish(
                 context,
-                lambda: context.registry.publish(upload.name, upload.config, upload.weights, source="upload"),
+                lambda: context.registry.publish(
+                    upload.name, upload.config, upload.weights, source="upload", labels=upload.labels
+                ),
             )
     finally:
         context.uploads -= 1
@@ -100,6 +102,9 @@ def adapter_object(context: ServerContext, version: AdapterVersion) -> dict[str,
         "rank": version.rank,
         "parameters": version.parameters,
         "target_modules": list(version.target_modules),
+        "variant": version.variant,
+        "task": version.task,
+        "labels": list(version.labels),
         "source": version.source,
         "state": context.engine.residency(version.digest),
     }

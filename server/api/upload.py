@@ -16,6 +16,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from adapters.labels import MAX_LABELS_BYTES
 from server.api.errors import APIError
 from server.settings import MIB, Settings
 
@@ -24,15 +25,17 @@ NAME_BYTES = 256
 CONFIG_BYTES = MIB
 WRITE_BYTES = MIB
 """Weights gather in memory up to this size before a thread writes them."""
+_REQUIRED = ("name", "config", "weights")
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The three parts. `weights` lies in a folder that is gone when the request is over."""
+    """The parts, `labels` if it was sent. `weights` lies in a folder that is gone when the request is over."""
 
     name: str
     config: bytes
     weights: Path
+    labels: bytes | None
 
 
 @asynccontextmanager
@@ -50,7 +53,10 @@ async def receive_upload(request: Request, settings: Settings) -> AsyncIterator[
                     await run_in_threadpool(form.write, file)
             form.finish()
             await run_in_threadpool(form.write, file)
-        yield Upload(form.name(), bytes(form.parts["config"]), weights)
+        labels = form.parts.get("labels")
+        yield Upload(
+            form.name(), bytes(form.parts["config"]), weights, None if labels is None else bytes(labels)
+        )
     finally:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
 
@@ -86,7 +92,12 @@ class _Form:
 
     def __init__(self, boundary: bytes, max_weights: int) -> None:
         self.parts: dict[str, bytearray] = {}
-        self._limits = {"name": NAME_BYTES, "config": CONFIG_BYTES, "weights": max_weights}
+        self._limits = {
+            "name": NAME_BYTES,
+            "config": CONFIG_BYTES,
+            "weights": max_weights,
+            "labels": MAX_LABELS_BYTES,
+        }
         self._sizes = dict.fromkeys(self._limits, 0)
         self._part = ""
         self._header = bytearray()
@@ -128,7 +139,7 @@ class _Form:
         """Everything has to be there, up to the closing boundary."""
         if not self._complete:
             raise _malformed("it ends before its closing boundary")
-        for part in self._limits:
+        for part in _REQUIRED:
             if part not in self.parts:
                 raise APIError(400, f"Missing required part: '{part}'.", param=part, code="missing_field")
 

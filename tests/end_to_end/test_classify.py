@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from tests.end_to_end.conftest import Live
 from training.base import MODEL_DIR
 
+LABELS = ["bad", "fair", "good"]
 TEXTS = ["red green", "one two three four", "red"]
 CLASSES = {
     "SEQ_CLS": (AutoModelForSequenceClassification, "/v1/classify"),
@@ -41,6 +43,8 @@ def publish(live: Live, folder: Path, task: str) -> tuple[str, Any]:
         "config": (folder / "adapter_config.json").read_bytes(),
         "weights": (folder / "adapter_model.safetensors").read_bytes(),
     }
+    if task == "SEQ_CLS":
+        files["labels"] = json.dumps(LABELS).encode()
     answer = httpx.post(f"{live.url}/v1/adapters", data={"name": name}, files=files, timeout=60)
     assert answer.status_code == 201, answer.text
     return name, model
@@ -66,12 +70,13 @@ def test_classes_beside_generation(live: Live, tmp_path: Path, task: str) -> Non
         assert entry["num_classes"] == 3
         if task == "SEQ_CLS":
             assert torch.allclose(torch.tensor(entry["probs"]), probs, atol=0.03)
-            assert [*entry["scores"]] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+            assert [*entry["scores"]] == LABELS
         else:
             found = [(token["start"], token["end"]) for token in entry["tokens"]]
             assert found == [tuple(offset) for offset in offsets]
             scores = torch.tensor([token["score"] for token in entry["tokens"]])
             assert torch.allclose(scores, probs.max(-1).values, atol=0.03)
+            assert {token["label"] for token in entry["tokens"]} <= {"LABEL_0", "LABEL_1", "LABEL_2"}
 
     card = live.client.models.retrieve(name)
     assert card.model_extra is not None

@@ -204,15 +204,16 @@ class FakeRegistry:
         self.numbers: Counter[str] = Counter()
         self.held: Counter[str] = Counter()
         self.seen_weights: Path | None = None
+        self.seen_labels: bytes | None = None
         self.fail: Exception | None = None
 
     def publish(
-        self, name: str, config: bytes, weights: Path, source: str = ""
+        self, name: str, config: bytes, weights: Path, source: str = "", labels: bytes | None = None
     ) -> tuple[AdapterVersion, bool]:
         if self.fail is not None:
             raise self.fail
         check_new_name(name, BASE.name)
-        self.seen_weights = weights
+        self.seen_weights, self.seen_labels = weights, labels
         content = weights.read_bytes()
         if content.startswith(b"bad"):
             raise InvalidAdapter("tensor x has the wrong shape")

@@ -39,6 +39,9 @@ def test_an_upload_is_a_new_version(client: TestClient, engine: FakeEngine) -> N
         "parameters": 1234,
         "target_modules": ["q_proj", "v_proj"],
         "source": "upload",
+        "variant": "lora",
+        "task": None,
+        "labels": [],
         "state": "disk",
     }
     assert answer.headers["x-adapter"] == "shop@1"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters.labels import MAX_LABELS_BYTES
 from server.api import limits
 from server.api.app import create_app
 from server.api.context import ServerContext
@@ -48,6 +49,15 @@ def test_parts_come_in_any_order_and_any_pieces(context: ServerContext, registry
 
     assert exchange.status == 201
     assert registry.live["shop"][0].size == 10
+
+
+def test_labels_may_come_too_but_not_without_bound(context: ServerContext, registry: FakeRegistry) -> None:
+    assert send(context, [NAME, part("labels", b'["a"]'), CONFIG, WEIGHTS, END]).status == 201
+    assert registry.seen_labels == b'["a"]'
+    assert send(context, [NAME, CONFIG, WEIGHTS, END]).status == 200
+    assert registry.seen_labels is None
+    too_long = part("labels", b" " * (MAX_LABELS_BYTES + 1))
+    assert send(context, [NAME, CONFIG, too_long, WEIGHTS, END]).status == 413
 
 
 def test_weights_lie_in_the_data_folder_under_a_name_of_ours(
