@@ -30,7 +30,7 @@ _REQUIRED = ("name", "config", "weights")
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The parts, `labels` if it was sent. `weights` lies in a folder that is gone when the request is over."""
+    """The parts, `labels` if it was sent. `weights` lies in a folder that is gone when the request ends."""
 
     name: str
     config: bytes
