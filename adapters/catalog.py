@@ -51,6 +51,7 @@ _VERSIONS = Table(
     Column("labels", JSON),
     Column("invocation", JSON),
     Column("variant", String(32)),
+    Column("trained_on_quantization", String(16)),
 )
 
 
@@ -72,6 +73,7 @@ class AdapterVersion:
         target_modules: distinct last components of the wrapped modules' names, sorted.
         source: where it came from, in the publisher's words.
         task, labels, invocation: as in `AdapterWeights`.
+        trained_on_quantization: of its base while it was trained, as `lineage.py` has it; None: nobody said.
         variant: what it is, in a short name such as `lora`, `dora`, `pissa` or `vera`.
     """
 
@@ -89,6 +91,7 @@ class AdapterVersion:
     labels: tuple[str, ...] = ()
     invocation: tuple[int, ...] = ()
     variant: str = _VARIANT
+    trained_on_quantization: str | None = None
 
     @property
     def ref(self) -> str:

@@ -10,9 +10,11 @@ without a row is swept at the next start, a row without a blob cannot be.
 from __future__ import annotations
 
 import fcntl
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -35,6 +37,7 @@ from adapters.errors import (
 )
 from adapters.labels import labels_beside, parse_labels, read_text, stored_labels
 from adapters.limits import AdapterLimits
+from adapters.lineage import check_quantization, quantization_beside, quantization_warning
 from adapters.names import check_new_name, parse_ref
 from adapters.plan import AdapterPlan, plan_adapter
 from adapters.reader import AdapterReader
@@ -45,6 +48,7 @@ from adapters.values import check_values
 from adapters.variants.common import BaseWeights
 
 __all__ = ["AdapterVersion", "Registry"]
+log = logging.getLogger(__name__)
 
 
 class Registry:
@@ -110,7 +114,13 @@ class Registry:
         self._in_use.close()
 
     def publish(
-        self, name: str, config: bytes, weights: Path, source: str = "", labels: bytes | None = None
+        self,
+        name: str,
+        config: bytes,
+        weights: Path,
+        source: str = "",
+        labels: bytes | None = None,
+        quantization: str | None = None,
     ) -> tuple[AdapterVersion, bool]:
         """Check an adapter in full and make it the newest version of `name`.
 
@@ -118,9 +128,11 @@ class Registry:
             config: the text of adapter_config.json.
             weights: a safetensors file.
             labels: names of its head's outputs, as JSON; see `parse_labels`.
+            quantization: of its base while it was trained, if that is known; see `lineage.py`.
 
         Returns:
-            The version, and whether it is new: the content that is the newest already is not published twice.
+            The version, and whether it is new: the content that is the newest already is not published twice,
+            unless it is told now what it was trained on.
 
         Raises:
             InvalidName, InvalidAdapter, AdapterTooLarge: it can't be served under this name on this base.
@@ -128,6 +140,7 @@ class Registry:
         """
         check_new_name(name, self._base.name)
         named = parse_labels(labels) if labels is not None else ()
+        trained_on = None if quantization is None else check_quantization(quantization)
         with self._store.stage(config, weights, self._limits.max_file_bytes, labels) as staged:
             plan = self._plan(config, staged / WEIGHTS_FILE)
             self._check_memory(plan.applied)
@@ -136,12 +149,18 @@ class Registry:
             self._check(adapter)
             size = (staged / WEIGHTS_FILE).stat().st_size
             with self._writing:
-                return self._commit(staged, self._new_version(name, size, plan, adapter, source))
+                version = self._new_version(name, size, plan, adapter, source)
+                version, is_new = self._commit(staged, replace(version, trained_on_quantization=trained_on))
+        warning = quantization_warning(self._base, trained_on)
+        if warning is not None:
+            log.warning("adapter %s: %s", version.ref, warning)
+        return version, is_new
 
     def publish_folder(self, name: str, folder: Path, source: str = "") -> tuple[AdapterVersion, bool]:
         """`publish` the two files of a folder that PEFT saved.
 
-        The labels are those of `labels.json` there, or else of a `config.json` with `id2label`.
+        The labels are those of `labels.json` there, or else of a `config.json` with `id2label`; what it was
+        trained on may be in `lineage.json`.
         """
         if not (folder / WEIGHTS_FILE).is_file() and (folder / "adapter_model.bin").is_file():
             raise InvalidAdapter(
@@ -152,7 +171,8 @@ class Registry:
             if not (folder / file).is_file():
                 raise InvalidAdapter(f"{folder} holds no {file}")
         config = read_text(folder / CONFIG_FILE, self._limits.max_config_bytes)
-        return self.publish(name, config, folder / WEIGHTS_FILE, source, labels_beside(folder, config))
+        labels, quantization = labels_beside(folder, config), quantization_beside(folder)
+        return self.publish(name, config, folder / WEIGHTS_FILE, source, labels, quantization)
 
     def resolve(self, ref: str) -> AdapterVersion:
         """The version that `name` (the newest) or `name@3` means now.
@@ -295,7 +315,7 @@ class Registry:
     def _commit(self, staged: Path, version: AdapterVersion) -> tuple[AdapterVersion, bool]:
         """Store files and row, in this order; or the files only, if the newest version has this digest."""
         newest = self.versions(version.name)[-1:]
-        is_new = not newest or newest[0].digest != version.digest
+        is_new = not newest or newest[0].digest != version.digest or _tells_more(version, newest[0])
         if is_new and len(self._snapshot) >= self._limits.max_adapters:
             raise AdapterConflict(
                 f"{self._limits.max_adapters} adapter versions are live, the most there may be; delete some"
@@ -332,6 +352,11 @@ class Registry:
                 self._intact.pop(digest, None)
                 self._store.remove(digest)
                 self.on_unused(digest)
+
+
+def _tells_more(version: AdapterVersion, known: AdapterVersion) -> bool:
+    told = version.trained_on_quantization
+    return told is not None and told != known.trained_on_quantization
 
 
 def _rank(adapter: AdapterWeights) -> int:
