@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapters.catalog import AdapterVersion
 from adapters.errors import InvalidName
+from adapters.lineage import quantization_warning
 from adapters.names import parse_ref
 from server.api.context import MAX_UPLOADS, Context, OpenContext, ServerContext
 from server.api.errors import busy, from_adapter_error
@@ -22,7 +23,7 @@ MAX_PAGE = 1000
 
 @router.post("/v1/adapters")
 async def create_adapter(request: Request, context: OpenContext) -> Response:
-    """Check and store an adapter from multipart parts `name`, `config`, `weights` and maybe `labels`.
+    """Check and store an adapter from multipart parts: `name`, `config`, `weights` and others.
 
     201 for a new version; 200 when the newest version of this name has exactly these files already.
     """
@@ -35,7 +36,12 @@ async def create_adapter(request: Request, context: OpenContext) -> Response:
             version, created = await publish(
                 context,
                 lambda: context.registry.publish(
-                    upload.name, upload.config, upload.weights, source="upload", labels=upload.labels
+                    upload.name,
+                    upload.config,
+                    upload.weights,
+                    source="upload",
+                    labels=upload.labels,
+                    quantization=upload.quantization,
                 ),
             )
     finally:
@@ -89,6 +95,7 @@ async def delete_adapter(context: OpenContext, ref: str) -> dict[str, object]:
 
 def adapter_object(context: ServerContext, version: AdapterVersion) -> dict[str, object]:
     """One version as the API shows it; `state` is the fastest tier that has it now."""
+    warning = quantization_warning(context.base, version.trained_on_quantization)
     return {
         "id": version.ref,
         "object": "adapter",
@@ -106,5 +113,7 @@ def adapter_object(context: ServerContext, version: AdapterVersion) -> dict[str,
         "task": version.task,
         "labels": list(version.labels),
         "source": version.source,
+        "trained_on_quantization": version.trained_on_quantization,
+        "warnings": [] if warning is None else [warning],
         "state": context.engine.residency(version.digest),
     }

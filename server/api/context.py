@@ -50,7 +50,13 @@ class Registry(Protocol):
     """The part of `adapters.registry.Registry` that HTTP needs; only publishing and deleting block."""
 
     def publish(
-        self, name: str, config: bytes, weights: Path, source: str = "", labels: bytes | None = None
+        self,
+        name: str,
+        config: bytes,
+        weights: Path,
+        source: str = "",
+        labels: bytes | None = None,
+        quantization: str | None = None,
     ) -> tuple[AdapterVersion, bool]: ...
 
     def publish_folder(self, name: str, folder: Path, source: str = "") -> tuple[AdapterVersion, bool]: ...

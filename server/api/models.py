@@ -33,8 +33,9 @@ async def get_model(context: Context, model: str) -> dict[str, object]:
 
 
 def base_card(context: ServerContext) -> dict[str, object]:
-    """The base: no parent, and itself as its root."""
-    return _card(context, context.base.name, context.started, context.base.name, None)
+    """The base: no parent, and itself as its root; `quantization` is that of its linear layers, or null."""
+    card = _card(context, context.base.name, context.started, context.base.name, None)
+    return {**card, "quantization": context.base.quantization}
 
 
 def adapter_card(context: ServerContext, name: str, version: AdapterVersion) -> dict[str, object]:

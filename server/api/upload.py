@@ -22,6 +22,7 @@ from server.settings import MIB, Settings
 
 FOLDER = "uploads"
 NAME_BYTES = 256
+QUANTIZATION_BYTES = 32
 CONFIG_BYTES = MIB
 WRITE_BYTES = MIB
 """Weights gather in memory up to this size before a thread writes them."""
@@ -30,12 +31,13 @@ _REQUIRED = ("name", "config", "weights")
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The parts, `labels` if it was sent. `weights` lies in a folder that is gone when the request ends."""
+    """The parts; the last two, if they were sent. `weights` lies in a folder that goes with the request."""
 
     name: str
     config: bytes
     weights: Path
     labels: bytes | None
+    quantization: str | None
 
 
 @asynccontextmanager
@@ -53,10 +55,10 @@ async def receive_upload(request: Request, settings: Settings) -> AsyncIterator[
                     await run_in_threadpool(form.write, file)
             form.finish()
             await run_in_threadpool(form.write, file)
-        labels = form.parts.get("labels")
-        yield Upload(
-            form.name(), bytes(form.parts["config"]), weights, None if labels is None else bytes(labels)
-        )
+        parts = {part: bytes(value) for part, value in form.parts.items()}
+        trained_on = parts.get("quantization")
+        quantization = None if trained_on is None else trained_on.decode(errors="replace")
+        yield Upload(form.name(), parts["config"], weights, parts.get("labels"), quantization)
     finally:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
 
@@ -97,6 +99,7 @@ class _Form:
             "config": CONFIG_BYTES,
             "weights": max_weights,
             "labels": MAX_LABELS_BYTES,
+            "quantization": QUANTIZATION_BYTES,
         }
         self._sizes = dict.fromkeys(self._limits, 0)
         self._part = ""

@@ -208,7 +208,13 @@ class FakeRegistry:
         self.fail: Exception | None = None
 
     def publish(
-        self, name: str, config: bytes, weights: Path, source: str = "", labels: bytes | None = None
+        self,
+        name: str,
+        config: bytes,
+        weights: Path,
+        source: str = "",
+        labels: bytes | None = None,
+        quantization: str | None = None,
     ) -> tuple[AdapterVersion, bool]:
         if self.fail is not None:
             raise self.fail
@@ -233,6 +239,7 @@ class FakeRegistry:
             parameters=1234,
             target_modules=("q_proj", "v_proj"),
             source=source,
+            trained_on_quantization=quantization,
         )
         versions.append(version)
         return version, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def test_an_upload_is_a_new_version(client: TestClient, engine: FakeEngine) -> N
         "variant": "lora",
         "task": None,
         "labels": [],
+        "trained_on_quantization": None,
+        "warnings": [],
         "state": "disk",
     }
     assert answer.headers["x-adapter"] == "shop@1"
@@ -55,6 +58,24 @@ def test_the_same_files_again_are_no_new_version(client: TestClient, context: Se
     assert again.json() == first.json()
     assert other.json()["id"] == "shop@2"
     assert b'uploads_total{outcome="unchanged"} 1.0' in context.metrics.render()
+
+
+def test_one_that_was_trained_on_another_form_of_the_base_is_taken_with_a_warning(
+    client: TestClient, context: ServerContext
+) -> None:
+    def upload_of(trained_on: str) -> Any:
+        files = {"config": ("c", b"{}"), "weights": ("w", trained_on.encode())}
+        return client.post(PATH, data={"name": "shop", "quantization": trained_on}, files=files).json()
+
+    assert (upload_of("none")["trained_on_quantization"], upload_of("none")["warnings"]) == ("none", [])
+    (warning,) = upload_of("nf4")["warnings"]
+    assert warning.startswith(
+        "it was trained on its base with quantization nf4, and is served on that base with quantization none"
+    )
+
+    context.base = replace(BASE, quantization="nf4")
+    assert client.get(f"{PATH}/shop@2").json()["warnings"] == []
+    assert len(client.get(f"{PATH}/shop@1").json()["warnings"]) == 1
 
 
 def test_what_was_published_begins_to_load_at_once(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import openai
 import pytest
 from starlette.testclient import TestClient
 
-from tests.server.api.fakes import FakeRegistry
+from server.api.context import ServerContext
+from tests.server.api.fakes import BASE, FakeRegistry
 
 
 def test_the_list(client: TestClient, registry: FakeRegistry, tmp_path: Path) -> None:
@@ -30,7 +32,14 @@ def test_the_list(client: TestClient, registry: FakeRegistry, tmp_path: Path) ->
         "root": "tiny",
         "parent": None,
         "max_model_len": 100,
+        "quantization": None,
     }
+
+
+def test_the_bases_card_tells_how_it_is_quantised(client: TestClient, context: ServerContext) -> None:
+    context.base = replace(BASE, quantization="nf4")
+
+    assert client.get("/v1/models/tiny").json()["quantization"] == "nf4"
 
 
 def test_an_adapters_card_has_its_task_and_labels(

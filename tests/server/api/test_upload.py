@@ -12,7 +12,7 @@ from adapters.labels import MAX_LABELS_BYTES
 from server.api import limits
 from server.api.app import create_app
 from server.api.context import ServerContext
-from server.api.upload import CONFIG_BYTES, NAME_BYTES, remove_left_over
+from server.api.upload import CONFIG_BYTES, NAME_BYTES, QUANTIZATION_BYTES, remove_left_over
 from server.settings import MIB
 from tests.server.api.asgi import Exchange
 from tests.server.api.fakes import FakeRegistry
@@ -49,6 +49,15 @@ def test_parts_come_in_any_order_and_any_pieces(context: ServerContext, registry
 
     assert exchange.status == 201
     assert registry.live["shop"][0].size == 10
+
+
+def test_what_it_was_trained_on_may_come_too_but_not_without_bound(
+    context: ServerContext, registry: FakeRegistry
+) -> None:
+    assert send(context, [NAME, part("quantization", b"nf4"), CONFIG, WEIGHTS, END]).status == 201
+    assert registry.list()[-1].trained_on_quantization == "nf4"
+    too_long = part("quantization", b"n" * (QUANTIZATION_BYTES + 1))
+    assert send(context, [NAME, too_long, CONFIG, WEIGHTS, END]).status == 413
 
 
 def test_labels_may_come_too_but_not_without_bound(context: ServerContext, registry: FakeRegistry) -> None:
