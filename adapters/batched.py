@@ -72,7 +72,8 @@ class AdapterBatch(ABC, Generic[P, R]):
         placed = self._place(weights)
         extras = place_extras(weights, self.dtype, pin=self.pin)
         nbytes = placed.nbytes + (extras.nbytes if extras is not None else 0)
-        return replace(placed, extras=extras, nbytes=nbytes, invocation=weights.invocation)
+        invocation, members = weights.invocation, weights.members
+        return replace(placed, extras=extras, nbytes=nbytes, invocation=invocation, members=members)
 
     @abstractmethod
     def _place(self, weights: AdapterWeights) -> P:

@@ -51,6 +51,7 @@ _VERSIONS = Table(
     Column("labels", JSON),
     Column("invocation", JSON),
     Column("variant", String(32)),
+    Column("unmixable", Text),
     Column("trained_on_quantization", String(16)),
 )
 
@@ -75,6 +76,7 @@ class AdapterVersion:
         task, labels, invocation: as in `AdapterWeights`.
         trained_on_quantization: of its base while it was trained, as `lineage.py` has it; None: nobody said.
         variant: what it is, in a short name such as `lora`, `dora`, `pissa` or `vera`.
+        unmixable: why it can't be scaled or be part of a mixture; empty if it can.
     """
 
     name: str
@@ -92,6 +94,7 @@ class AdapterVersion:
     invocation: tuple[int, ...] = ()
     variant: str = _VARIANT
     trained_on_quantization: str | None = None
+    unmixable: str = ""
 
     @property
     def ref(self) -> str:
@@ -165,4 +168,5 @@ def _add_columns(engine: Engine) -> None:
 def _from_row(row: dict[str, Any]) -> AdapterVersion:
     row.pop("deleted")
     lists = {name: tuple(row[name] or ()) for name in _LISTS}
-    return AdapterVersion(**row | lists | {"variant": row["variant"] or _VARIANT})
+    words = {"variant": row["variant"] or _VARIANT, "unmixable": row["unmixable"] or ""}
+    return AdapterVersion(**row | lists | words)

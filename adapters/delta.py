@@ -124,6 +124,7 @@ class AdapterWeights:
         labels: names of the head's outputs, maybe empty.
         invocation: token ids from whose last occurrence in the prompt on the adapter acts (aLoRA); empty:
             from the first token on.
+        members: digests of the adapters that a mixture is the sum of; empty for an adapter with files.
     """
 
     digest: str
@@ -135,6 +136,7 @@ class AdapterWeights:
     task: str | None = None
     labels: tuple[str, ...] = ()
     invocation: tuple[int, ...] = ()
+    members: tuple[str, ...] = ()
 
     def tensors(self) -> Iterator[Tensor]:
         """All of all records."""

@@ -33,7 +33,7 @@ class Placed:
         input_scales: float32 `(in_features,)`, what the base's input of a module is multiplied by, where that
             is not 1; by index of the group and the module's place in it.
         extras: what it does beside its linear deltas, if anything.
-        invocation: as in `AdapterWeights`.
+        invocation, members: as in `AdapterWeights`.
     """
 
     digest: str
@@ -41,6 +41,7 @@ class Placed:
     input_scales: Mapping[tuple[int, int], Tensor] = field(default_factory=dict, kw_only=True)
     extras: Extras | None = field(default=None, kw_only=True)
     invocation: tuple[int, ...] = field(default=(), kw_only=True)
+    members: tuple[str, ...] = field(default=(), kw_only=True)
 
     def to(self, device: torch.device) -> Self:
         """The same adapter on `device`."""

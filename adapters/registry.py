@@ -38,6 +38,7 @@ from adapters.errors import (
 from adapters.labels import labels_beside, parse_labels, read_text, stored_labels
 from adapters.limits import AdapterLimits
 from adapters.lineage import check_quantization, quantization_beside, quantization_warning
+from adapters.mixture import unmixable
 from adapters.names import check_new_name, parse_ref
 from adapters.plan import AdapterPlan, plan_adapter
 from adapters.reader import AdapterReader
@@ -310,6 +311,7 @@ class Registry:
             labels=adapter.labels,
             invocation=adapter.invocation,
             variant=plan.config.variant,
+            unmixable=unmixable(adapter),
         )
 
     def _commit(self, staged: Path, version: AdapterVersion) -> tuple[AdapterVersion, bool]:

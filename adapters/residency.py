@@ -236,16 +236,23 @@ class Residency:
             return "host" if digest in self.host.items else "disk"
 
     def evict(self, digest: str) -> bool:
-        """Drop an adapter from memory unless it is leased. True if nothing of it is left there."""
+        """Drop an adapter from memory, and mixtures that it is in, unless leased. True if nothing is left."""
         with self._lock:
-            if self.device.leases.get(digest):
-                return False
-            for tier in {id(t): t for t in (self.device, self.host)}.values():
-                if digest in tier.items:
-                    tier.remove(digest)
-            self._waiting.pop(digest, None)
-            self._uploads.pop(digest, None)
-            return True
+            tiers = {id(tier): tier.items for tier in (self.device, self.host)}.values()
+            known = {key: adapter for items in (*tiers, self._waiting) for key, adapter in items.items()}
+            mixtures = [key for key, adapter in known.items() if digest in adapter.members]
+            left = [one for one in (digest, *mixtures) if not self._evict(one)]
+            return not left
+
+    def _evict(self, digest: str) -> bool:
+        if self.device.leases.get(digest):
+            return False
+        for tier in {id(t): t for t in (self.device, self.host)}.values():
+            if digest in tier.items:
+                tier.remove(digest)
+        self._waiting.pop(digest, None)
+        self._uploads.pop(digest, None)
+        return True
 
     def close(self) -> None:
         """Stop the background threads; a load or copy in progress ends first."""

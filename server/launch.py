@@ -25,6 +25,7 @@ from adapters.batched import BatchSizes
 from adapters.errors import AdapterError
 from adapters.limits import AdapterLimits
 from adapters.merge import build_merged
+from adapters.mixture import Mixtures
 from adapters.registry import AdapterVersion, Registry
 from adapters.residency import Residency
 from adapters.weights import base_weights
@@ -76,6 +77,7 @@ class Loaded:
     tokenizer: Any
     core: Any
     registry: Registry
+    mixtures: Mixtures
     startup: Startup
 
 
@@ -122,7 +124,8 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
     registry = Registry(settings.data_dir, model.spec, _limits(settings), model.dtype, weights)
     published = [_publish(registry, entry) for entry in settings.adapter]
     decoder = () if encodes else (tokenizer,)
-    residency = _residency(settings, registry, model)
+    mixtures = Mixtures(registry.load, int(settings.adapter_memory_gb * GIB))
+    residency = _residency(settings, mixtures, model)
     core = core_type(model, *decoder, residency, _sizes(settings, config, model), *end_tokens)
     if settings.merge:
         merged = registry.resolve(settings.merge)
@@ -135,7 +138,7 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
     for version in published:
         core.residency.warm(version.digest)
     startup.lap("adapters")
-    return Loaded(model, tokenizer, core, registry, startup)
+    return Loaded(model, tokenizer, core, registry, mixtures, startup)
 
 
 def _publish(registry: Registry, entry: str) -> AdapterVersion:
@@ -155,9 +158,9 @@ def _limits(settings: Settings) -> AdapterLimits:
     )
 
 
-def _residency(settings: Settings, registry: Registry, model: Any) -> Residency:
+def _residency(settings: Settings, mixtures: Mixtures, model: Any) -> Residency:
     return Residency(
-        registry.load,
+        mixtures.load,
         model.batch.place,
         model.device,
         int(settings.adapter_memory_gb * GIB),
@@ -275,6 +278,7 @@ async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> Non
         tokenizer=loaded.tokenizer,
         engine=engine,
         registry=loaded.registry,
+        mixtures=loaded.mixtures,
         started=time.time(),
     )
     app = create_app(context)

@@ -25,7 +25,7 @@ router = APIRouter()
 async def chat_completions(request: Request, context: OpenContext) -> Response:
     """Continue a conversation."""
     body = await read_json(request, ChatRequest)
-    with leased(context, body.model) as lease:
+    with leased(context, body.model, body.adapters) as lease:
         check_route(lease, CHAT)
         body.check(context.settings, context.engine.vocab_size)
         prompt = await chat_prompt(context, body.messages)

@@ -34,7 +34,7 @@ class ClassifyRequest(InputFields):
 async def classify(request: Request, context: OpenContext) -> Response:
     """The class of each input."""
     body = await read_json(request, ClassifyRequest)
-    with leased(context, body.model) as lease:
+    with leased(context, body.model, body.adapters) as lease:
         check_route(lease, CLASSIFY)
         prompts = await read_inputs(context, body)
 
@@ -48,7 +48,7 @@ async def classify(request: Request, context: OpenContext) -> Response:
 async def token_classify(request: Request, context: OpenContext) -> Response:
     """The class of each token of each input."""
     body = await read_json(request, ClassifyRequest)
-    with leased(context, body.model) as lease:
+    with leased(context, body.model, body.adapters) as lease:
         check_route(lease, TOKEN_CLASSIFY)
         prompts = await read_inputs(context, body, offsets=True)
 

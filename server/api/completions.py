@@ -26,7 +26,7 @@ router = APIRouter()
 async def completions(request: Request, context: OpenContext) -> Response:
     """Continue one or several texts."""
     body = await read_json(request, CompletionRequest)
-    with leased(context, body.model) as lease:
+    with leased(context, body.model, body.adapters) as lease:
         check_route(lease, COMPLETIONS)
         body.check(context.settings, context.engine.vocab_size)
         if body.echo and context.base.kind == "encoder-decoder":

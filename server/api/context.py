@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from adapters.base import BaseSpec
 from adapters.catalog import AdapterVersion
+from adapters.mixture import Mixtures
 from server.api.errors import draining
 from server.api.tokens import TokenBytes
 from server.engine.request import GenerationOutput, GenerationRequest, PoolingOutput, PoolingRequest
@@ -113,6 +114,7 @@ class ServerContext:
     tokenizer: Tokenizer
     engine: Engine
     registry: Registry
+    mixtures: Mixtures
     started: float
     draining: bool = False
     metrics: Metrics = field(init=False)

@@ -38,7 +38,7 @@ class EmbeddingRequest(InputFields):
 async def embeddings(request: Request, context: OpenContext) -> Response:
     """One vector for each input."""
     body = await read_json(request, EmbeddingRequest)
-    with leased(context, body.model) as lease:
+    with leased(context, body.model, body.adapters) as lease:
         check_route(lease, EMBEDDINGS)
         prompts = await read_inputs(context, body)
 

@@ -54,9 +54,9 @@ class APIError(Exception):
         return JSONResponse(self.body(), self.status, headers=self.headers)
 
 
-def model_not_found(model: str) -> APIError:
+def model_not_found(model: str, param: str = "model") -> APIError:
     """Unknown names are errors, never the base."""
-    return APIError(404, f"The model `{model}` does not exist.", param="model", code="model_not_found")
+    return APIError(404, f"The model `{model}` does not exist.", param=param, code="model_not_found")
 
 
 def internal_error() -> APIError:

@@ -46,8 +46,7 @@ class Generation:
                     return
             raise EngineError("a sequence ended without a reason")
         except AdapterError as error:
-            # Checked when it was published, so this is the server's fault and no 4xx.
-            await self._queue.put(EngineError(str(error)))
+            await self._queue.put(self._lease.failure(error))
         except Exception as error:
             await self._queue.put(error)
         finally:

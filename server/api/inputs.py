@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from server.api.completion_schema import PromptField, check_prompts, prompt_list, prompt_name
 from server.api.context import ServerContext
 from server.api.prompts import Prompt, fit_whole, text_prompt, token_prompt
-from server.api.schemas import Ignored, Strict, invalid
+from server.api.schemas import Ignored, ModelFields, invalid
 
 
-class InputFields(Strict):
+class InputFields(ModelFields):
     """The fields of all routes that pool. `None` is the same as leaving the field out."""
 
-    model: str = Field(min_length=1, max_length=256)
     input: PromptField
     add_special_tokens: bool | None = None
 

@@ -1,38 +1,68 @@
-"""From the `model` field to an immutable version, held for the life of the request."""
+"""From the `model` field to immutable versions, held for the life of the request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from adapters.catalog import AdapterVersion
-from adapters.errors import AdapterNotFound
+from adapters.errors import AdapterError, AdapterNotFound
+from adapters.mixture import Mixture
 from server.api.context import ServerContext
-from server.api.errors import APIError, model_not_found
+from server.api.errors import APIError, from_adapter_error, model_not_found
+from server.api.schemas import AdapterShare, invalid
+from server.engine.request import EngineError
+
+MIXTURE = "mixture"
+"""The `adapter` label of all mixtures in the metrics: anyone can send any number of scales."""
 
 
 @dataclass
 class Lease:
-    """What answers a request: the base, or one adapter version that stays until `release`."""
+    """What answers a request: the base, one adapter version or a mixture, which stays until `release`.
+
+    Attributes:
+        versions: of a mixture all of them, in the order in which they were named; none for the base.
+        scales: of a mixture, one for each version; else empty.
+    """
 
     context: ServerContext
-    version: AdapterVersion | None
+    versions: tuple[AdapterVersion, ...] = ()
+    scales: tuple[float, ...] = ()
     released: bool = field(default=False, init=False)
 
     @property
+    def version(self) -> AdapterVersion | None:
+        """The one version that answers as it is."""
+        return self.versions[0] if self.versions and not self.scales else None
+
+    @cached_property
+    def mixture(self) -> Mixture | None:
+        if not self.scales:
+            return None
+        digests = (version.digest for version in self.versions)
+        return Mixture.of(list(zip(digests, self.scales, strict=True)))
+
+    @property
     def model(self) -> str:
-        """The answer's `model` field: the version that answered, whatever name was asked for."""
-        return self.context.base.name if self.version is None else self.version.ref
+        """The answer's `model` field: the versions that answered, whatever names were asked for."""
+        if not self.scales:
+            return self.versions[0].ref if self.versions else self.context.base.name
+        shares = zip(self.versions, self.scales, strict=True)
+        return "+".join(f"{version.ref}*{repr(scale).removesuffix('.0')}" for version, scale in shares)
 
     @property
     def label(self) -> str:
         """The `adapter` label in the metrics. A ref has an `@`, so no adapter can be called `base`."""
-        return "base" if self.version is None else self.version.ref
+        return MIXTURE if self.scales else self.versions[0].ref if self.versions else "base"
 
-    @property
+    @cached_property
     def digest(self) -> str | None:
-        return None if self.version is None else self.version.digest
+        if self.mixture is not None:
+            return self.mixture.digest
+        return self.versions[0].digest if self.versions else None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -47,25 +77,58 @@ class Lease:
     @property
     def headers(self) -> dict[str, str]:
         """Which weights answered; answers of the bare base have no adapter headers."""
-        headers = {"x-base-digest": self.context.base.serving_digest}
-        if self.version is not None:
-            headers |= {"x-adapter": self.version.ref, "x-adapter-digest": self.version.digest}
+        headers = {"x-base-digest": self.context.base.digest}
+        if self.digest is not None:
+            headers |= {"x-adapter": self.model, "x-adapter-digest": self.digest}
         return headers
 
+    def hold(self) -> None:
+        """Keep what answers.
+
+        Raises:
+            AdapterNotFound: a version has just been deleted; nothing is held then.
+        """
+        registry = self.context.registry
+        for index, version in enumerate(self.versions):
+            try:
+                registry.hold(version.digest)
+            except AdapterNotFound:
+                for held in self.versions[:index]:
+                    registry.release(held.digest)
+                raise
+        if self.mixture is not None:
+            self.context.mixtures.hold(self.mixture)
+        for version in self.versions:
+            self.context.metrics.hold(self.digest or "", version.name)
+
     def release(self) -> None:
-        """Give the version back; safe to call twice."""
-        if self.version is not None and not self.released:
-            self.context.registry.release(self.version.digest)
-            self.context.metrics.release(self.version.digest, self.version.name)
+        """Give everything back; safe to call twice."""
+        if self.released:
+            return
         self.released = True
+        if self.mixture is not None:
+            self.context.mixtures.release(self.mixture)
+        for version in self.versions:
+            self.context.registry.release(version.digest)
+            self.context.metrics.release(self.digest or "", version.name)
+
+    def failure(self, error: AdapterError) -> Exception:
+        """What to answer when the engine can't load what this holds.
+
+        A version was checked when it was published, so that is the server's fault and no 4xx; a mixture is
+        made of what the request says.
+        """
+        return from_adapter_error(error, "adapters") if self.scales else EngineError(str(error))
 
 
 @contextmanager
-def leased(context: ServerContext, model: str) -> Iterator[Lease]:
+def leased(
+    context: ServerContext, model: str, adapters: Sequence[AdapterShare] | None = None
+) -> Iterator[Lease]:
     """A lease for the block. It ends with the block only if that fails: otherwise the answer holds on to it
     until its last token, which for a stream comes after the handler has returned.
     """
-    lease = acquire(context, model)
+    lease = acquire(context, model, adapters)
     try:
         yield lease
     except BaseException as error:
@@ -75,15 +138,49 @@ def leased(context: ServerContext, model: str) -> Iterator[Lease]:
         raise
 
 
-def acquire(context: ServerContext, model: str) -> Lease:
-    """Resolve `model` and hold what it names; a 404 for a name that nothing live has."""
-    if model == context.base.name:
-        return Lease(context, None)
+def acquire(context: ServerContext, model: str, adapters: Sequence[AdapterShare] | None = None) -> Lease:
+    """Resolve `model`, or the base with `adapters`, and hold it; a 404 for a name that nothing live has."""
+    lease = _mixed(context, model, adapters) if adapters else _single(context, model)
     try:
-        version = context.registry.resolve(model)
-        context.registry.hold(version.digest)
+        lease.hold()
     except AdapterNotFound:
         context.metrics.unknown_model()
-        raise model_not_found(model) from None
-    context.metrics.hold(version.digest, version.name)
-    return Lease(context, version)
+        raise model_not_found(lease.model if adapters else model) from None
+    return lease
+
+
+def _single(context: ServerContext, model: str) -> Lease:
+    if model == context.base.name:
+        return Lease(context)
+    return Lease(context, (_resolve(context, model, "model"),))
+
+
+def _mixed(context: ServerContext, model: str, adapters: Sequence[AdapterShare]) -> Lease:
+    if model != context.base.name:
+        raise invalid("model", f"must be `{context.base.name}`, the base's name, when adapters is given")
+    versions: list[AdapterVersion] = []
+    for index, share in enumerate(adapters):
+        param = f"adapters[{index}].name"
+        version = _resolve(context, share.name, param)
+        if version in versions:
+            raise invalid(param, f"`{version.ref}` is named twice; name it once, with the sum of the scales")
+        versions.append(version)
+    scales = tuple(share.scale for share in adapters)
+    if scales == (1.0,):
+        return Lease(context, tuple(versions))
+    for index, version in enumerate(versions):
+        if version.unmixable:
+            why = f"`{version.ref}` can't be scaled or mixed: {version.unmixable}; name it alone, as `model`"
+            raise invalid(f"adapters[{index}].name", why)
+    rank, most = sum(version.rank for version in versions), context.settings.max_adapter_rank
+    if rank > most:
+        raise invalid("adapters", f"the ranks add up to {rank}, more than {most} (--max-adapter-rank)")
+    return Lease(context, tuple(versions), scales)
+
+
+def _resolve(context: ServerContext, name: str, param: str) -> AdapterVersion:
+    try:
+        return context.registry.resolve(name)
+    except AdapterNotFound:
+        context.metrics.unknown_model()
+        raise model_not_found(name, param) from None

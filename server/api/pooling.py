@@ -19,7 +19,6 @@ from server.api.lease import Lease
 from server.api.prompts import Prompt
 from server.api.streaming import Body
 from server.engine.request import (
-    EngineError,
     Pooling,
     PoolingOutput,
     PoolingRequest,
@@ -78,8 +77,7 @@ async def respond(
         raise
     except AdapterError as error:
         timer.outcome = "error"
-        # Checked when it was published, so this is the server's fault and no 4xx.
-        raise EngineError(str(error)) from error
+        raise lease.failure(error) from error
     except Exception:
         timer.outcome = "error"
         raise

@@ -20,6 +20,8 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIAS = 1024
+MAX_MIXED = 8
+MAX_SCALE = 100
 INT64 = 2**63
 
 
@@ -48,6 +50,20 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
+class AdapterShare(Strict):
+    """One of the adapters that answer together, and what its difference from the base is multiplied by."""
+
+    name: str = Field(min_length=1, max_length=256)
+    scale: float = Field(1.0, ge=-MAX_SCALE, le=MAX_SCALE)
+
+
+class ModelFields(Strict):
+    """What answers: a model by its name, or the base with several adapters at once."""
+
+    model: str = Field(min_length=1, max_length=256)
+    adapters: list[AdapterShare] | None = Field(None, min_length=1, max_length=MAX_MIXED)
+
+
 class StreamOptions(Strict):
     """`include_usage`: a last chunk with the token counts."""
 
@@ -63,10 +79,9 @@ Stop = Annotated[
 ]
 
 
-class GenerationFields(Strict):
+class GenerationFields(ModelFields):
     """What both completion routes take. `None` is the same as leaving the field out."""
 
-    model: str = Field(min_length=1, max_length=256)
     n: int | None = Field(None, ge=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None

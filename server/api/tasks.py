@@ -35,23 +35,23 @@ HEADS = {CLASSIFY: "SEQ_CLS", TOKEN_CLASSIFY: "TOKEN_CLS"}
 
 def check_route(lease: Lease, route: str) -> None:
     """A 400 that names the routes to use instead, if the model that was asked can't serve `route`."""
-    base, version = lease.context.base, lease.version
+    base = lease.context.base
     kind = base.kind
     if route not in BY_KIND[kind]:
         raise _unsupported(f"The model `{lease.model}` is an {kind}; it serves {_listed(BY_KIND[kind])}.")
-    if version is None:
+    if not lease.versions:
         wanted = HEADS.get(route)
         if wanted is not None and base.task != wanted:
             raise _unsupported(
                 f"The base model `{lease.model}` has no head of its own to classify with; name an adapter "
                 f"that was trained for {wanted}."
             )
-        return
-    served = [path for path in BY_TASK.get(version.task, (EMBEDDINGS,)) if path in BY_KIND[kind]]
-    if route not in served:
-        task = version.task or "no task that its config names"
-        does = f"it serves {_listed(served)}" if served else f"this {kind} can't serve it"
-        raise _unsupported(f"The adapter `{lease.model}` was trained for {task}; {does}.")
+    for version in lease.versions:
+        served = [path for path in BY_TASK.get(version.task, (EMBEDDINGS,)) if path in BY_KIND[kind]]
+        if route not in served:
+            task = version.task or "no task that its config names"
+            does = f"it serves {_listed(served)}" if served else f"this {kind} can't serve it"
+            raise _unsupported(f"The adapter `{version.ref}` was trained for {task}; {does}.")
 
 
 def _unsupported(message: str) -> APIError:

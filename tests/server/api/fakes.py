@@ -17,7 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from adapters.base import BaseSpec
 from adapters.catalog import AdapterVersion
+from adapters.delta import AdapterWeights
 from adapters.errors import AdapterNotFound, InvalidAdapter
+from adapters.mixture import Mixtures
 from adapters.names import check_new_name, parse_ref
 from server.api.context import ServerContext
 from server.api.tokens import byte_level_table
@@ -291,6 +293,10 @@ class FakeRegistry:
         return found
 
 
+def _no_files(digest: str) -> AdapterWeights:
+    raise AdapterNotFound(digest)
+
+
 def make_context(data_dir: Path, script: Script | None = None, **settings: object) -> ServerContext:
     """A context on fakes; settings that tests want small are small."""
     small = {
@@ -307,5 +313,6 @@ def make_context(data_dir: Path, script: Script | None = None, **settings: objec
         tokenizer=tokenizer(),
         engine=FakeEngine(script or say("hello")),
         registry=FakeRegistry(),
+        mixtures=Mixtures(_no_files, 0),
         started=1_600_000_000.0,
     )
