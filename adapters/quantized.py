@@ -10,6 +10,7 @@ row's answer depends on its neighbours, and here it must not.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Any, Literal, cast
 
@@ -72,13 +73,21 @@ class FourBitMap(QuantizedMap):
         self.stored = dtype
         self._dequantize = bitsandbytes.functional.dequantize_4bit
         self._multiply = bitsandbytes.matmul_4bit
+        # Blocks run on from row to row. bitsandbytes 0.50 takes each row for a beginning on a CPU, and gives
+        # other weights than the codes stand for where rows do not end with a block: there it gets one row.
+        self._by_rows = self.shape[1] % self.state.blocksize == 0
+        self._layout = copy.copy(self.state)
+        if not self._by_rows:
+            self._layout.shape = torch.Size((1, self.shape[0] * self.shape[1]))
 
     def _product(self, x: Tensor) -> Tensor:
-        # On a GPU few rows meet the codes themselves; else it is the product with `weight()`.
-        return cast(Tensor, self._multiply(x, self.codes, self.state, bias=self.bias))
+        if x.is_cuda and self._by_rows:
+            # Few rows meet the codes themselves; for many it dequantises, as `weight` does.
+            return cast(Tensor, self._multiply(x, self.codes, self.state, bias=self.bias))
+        return super()._product(x)
 
     def weight(self) -> Tensor:
-        return cast(Tensor, self._dequantize(self.codes, self.state))
+        return cast(Tensor, self._dequantize(self.codes, self._layout)).view(self.shape)
 
     @property
     def nbytes(self) -> int:
