@@ -70,8 +70,13 @@ def plan_adapter(config: AdapterConfig, header: Mapping[str, TensorInfo], base: 
     """
     if base.kind not in TASKS[config.task]:
         raise InvalidAdapter(
-            f"adapter_config.json: task_type {config.task!r} needs a base that is a "
-            f"{' or '.join(TASKS[config.task])}; {base.name} is a {base.kind}"
+            f"adapter_config.json: task_type {config.task!r} needs a base of kind "
+            f"{' or '.join(TASKS[config.task])}; {base.name} is of kind {base.kind}"
+        )
+    if isinstance(config, LoraConfig) and config.invocation and base.kind != "decoder":
+        raise InvalidAdapter(
+            f"adapter_config.json: alora_invocation_tokens acts on a decoder's tokens; {base.name} is of "
+            f"kind {base.kind}; train without alora_invocation_tokens"
         )
     names = sort_names(header, config)
     view = view_for(base, names)

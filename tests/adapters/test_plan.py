@@ -237,7 +237,14 @@ def test_tasks_need_their_kind_of_base(task: str | None, kind: Any, fits: bool, 
         spec = replace(base_of(model("llama")), kind=kind)
         assert read_adapter(files.config, files.weights, spec, LIMITS).task == task
     else:
-        assert f"task_type '{task}' needs a base that is a" in refused(model("llama"), tmp_path, kind=kind)
+        assert f"task_type '{task}' needs a base of kind" in refused(model("llama"), tmp_path, kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder"])
+def test_invocation_tokens_need_a_decoder(kind: Any, tmp_path: Path) -> None:
+    made("llama", tmp_path).set(task_type=None, alora_invocation_tokens=[5, 6])
+    reason = refused(model("llama"), tmp_path, kind=kind)
+    assert f"alora_invocation_tokens acts on a decoder's tokens; tiny is of kind {kind}" in reason
 
 
 def test_a_head_on_a_decoder(tmp_path: Path) -> None:
