@@ -102,12 +102,15 @@ def weight_of(layer: Any) -> torch.Tensor:
     return values.reshape(tuple(state.shape)).float()
 
 
-def serve(folder: Path, kind: str, dtype: torch.dtype = torch.float32, **options: Any) -> ServedModel:
-    """Our own."""
+def hold(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Our own, as it is loaded."""
     config = loading.load_config(folder)
-    chosen = loading.choose_quantization(kind, config)
-    model = loading.load_model(folder, config, dtype, CPU, chosen)
-    return ServedModel(model, name="base", digest="checkpoint", **options)
+    return loading.load_model(folder, config, dtype, CPU, loading.choose_quantization(kind, config))
+
+
+def serve(folder: Path, kind: str, dtype: torch.dtype = torch.float32, **options: Any) -> ServedModel:
+    """The same in serving form."""
+    return ServedModel(hold(folder, kind, dtype), name="base", digest="checkpoint", **options)
 
 
 def qlora(folder: Path, kind: Quantization, output: Path, seed: int = 1, **fields: Any) -> Path:
@@ -143,6 +146,7 @@ class Bases:
     def __init__(self, root: Path) -> None:
         self.folder = save_model(root / "base")
         self.serve = cache(lambda kind, dtype=torch.float32: serve(self.folder, kind, dtype))
+        self.hold = cache(lambda kind: hold(self.folder, kind))
         self.stock = cache(lambda kind: stock(self.folder, kind))
         self.dequantized = cache(lambda kind: dequantized(self.folder, kind))
 

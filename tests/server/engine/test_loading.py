@@ -15,7 +15,8 @@ from transformers import AutoConfig
 
 from server.engine import loading
 from server.engine.loading import UnsupportedModel
-from tests.kit import Families, prompts
+from tests.kit import Families, full_logits, prompts
+from tests.quantized import hold, save_model, stock
 from tests.tiny import greedy
 
 CPU = torch.device("cpu")
@@ -214,3 +215,72 @@ def test_a_missing_tokenizer_is_said_in_one_line(saved: Path) -> None:
     with pytest.raises(UnsupportedModel, match="its tokenizer can't be loaded") as info:
         loading.load_tokenizer(saved)
     assert "\n" not in str(info.value)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("full") / "model")
+
+
+@pytest.mark.parametrize(("kind", "share"), [("nf4", 0.16), ("int8", 0.27)])
+def test_a_quantised_base_takes_less_memory(full: Path, kind: str, share: float) -> None:
+    plain, model = (
+        dict(hold(full, each).named_parameters(remove_duplicate=False)) for each in ("none", kind)
+    )
+    assert plain.keys() == model.keys()
+    linears = [name for name in plain if name.endswith("_proj.weight")]
+    assert len(linears) == 3 * 7
+    assert sum(model[name].nbytes for name in linears) < share * sum(plain[name].nbytes for name in linears)
+    assert not any(model[name].is_floating_point() for name in linears)
+    assert all(torch.equal(plain[name], model[name]) for name in plain.keys() - linears)
+    assert not any(parameter.requires_grad for parameter in model.values())
+
+
+@pytest.mark.parametrize(("kind", "double"), [("nf4", False), ("nf4", True), ("fp4", False), ("int8", False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_that_is_quantised_already_is_loaded_as_it_is(
+    full: Path, tmp_path: Path, kind: Any, double: bool, dtype: torch.dtype
+) -> None:
+    theirs = stock(full, kind, dtype, double)
+    theirs.save_pretrained(tmp_path)
+    config = loading.load_config(tmp_path)
+    assert loading.stored_quantization(config) == loading.choose_quantization("none", config) == kind
+
+    ours = full_logits(hold(tmp_path, "none", dtype), range(3, 30)).float()
+    off = (ours - full_logits(theirs, range(3, 30)).float()).abs().max()
+    # bitsandbytes rounds the rows, too, for int8
+    assert off < (0.1 * ours.abs().max() if kind == "int8" else 1e-4)
+
+
+def test_two_kinds_of_quantization_contradict_each_other(full: Path, tmp_path: Path) -> None:
+    stock(full, "nf4").save_pretrained(tmp_path)
+    config = loading.load_config(tmp_path)
+    assert loading.choose_quantization("nf4", config) == "nf4"
+    with pytest.raises(
+        UnsupportedModel, match="--quantization int8: this checkpoint is quantised already, as nf4"
+    ):
+        loading.choose_quantization("int8", config)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "mxfp4", "compressed-tensors"])
+def test_other_quantizations_are_refused_by_name(folder: Path, method: str) -> None:
+    _edit(folder, quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(
+        UnsupportedModel, match=f"this checkpoint is quantised with {method}; only bitsandbytes"
+    ):
+        loading.load_config(folder)
+
+
+@pytest.mark.parametrize("absent", ["bitsandbytes", "accelerate"])
+def test_says_what_to_install(full: Path, monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    config = loading.load_config(full)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == absent else object())
+    assert loading.choose_quantization("none", config) is None
+    with pytest.raises(UnsupportedModel, match=f"needs {absent}: pip install 'multilora\\[quant\\]'"):
+        loading.choose_quantization("nf4", config)
+
+
+def test_an_encoder_is_not_served_quantised() -> None:
+    config = AutoConfig.for_model("roberta")
+    with pytest.raises(UnsupportedModel, match="roberta is an encoder"):
+        loading.choose_quantization("int8", config)
