@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from pydantic import ValidationError
 
-from server.cli import merge, serve
+from server.cli import combine, merge, serve
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve.add_parser(verbs)
     merge.add_parser(verbs)
+    combine.add_parser(verbs)
     return parser
 
 
