@@ -77,7 +77,7 @@ class Lease:
     @property
     def headers(self) -> dict[str, str]:
         """Which weights answered; answers of the bare base have no adapter headers."""
-        headers = {"x-base-digest": self.context.base.digest}
+        headers = {"x-base-digest": self.context.base.serving_digest}
         if self.digest is not None:
             headers |= {"x-adapter": self.model, "x-adapter-digest": self.digest}
         return headers
