@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.utils import merge_utils
@@ -27,19 +27,15 @@ from adapters.limits import AdapterLimits
 from adapters.safetensors_file import read_header
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 
+Task = Callable[[list[Tensor], Tensor], Tensor]
 PLAIN = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 METHODS = (*PLAIN, "cat", "svd", *(f"{method}_svd" for method in PLAIN if method != "linear"))
 SIGNS = ("total", "frequency")
 _LIMITS = AdapterLimits(max_rank=2**20, max_file_bytes=2**40)
-_REFUSED = (
-    "modules_to_save",
-    "use_dora",
-    "lora_bias",
-    "bias",
-    "trainable_token_indices",
-    "target_parameters",
+_BESIDE = (
+    *("modules_to_save", "use_dora", "lora_bias", "bias", "trainable_token_indices", "target_parameters"),
+    *("alora_invocation_tokens", "use_bdlora", "kasa_config"),
 )
-_REFUSED += ("alora_invocation_tokens", "use_bdlora", "kasa_config")
 _KEYS = {"A": "lora_A.weight", "B": "lora_B.weight"}
 _EMBEDDING_KEYS = {"A": "lora_embedding_A", "B": "lora_embedding_B"}
 
@@ -139,7 +135,7 @@ def read_source(folder: Path, weight: float) -> Source:
     config = parse_config((folder / CONFIG_FILE).read_bytes(), _LIMITS)
     if not isinstance(config, LoraConfig) or config.peft_type != "LORA":
         raise CombineError(f"{folder}: only LoRA can be combined, not {config.peft_type}")
-    beside = next((name for name in _REFUSED if name in config.decisive), None)
+    beside = next((name for name in _BESIDE if name in config.decisive), None)
     if beside is not None:
         raise CombineError(f"{folder}: only A and B can be combined, and this adapter has {beside}")
     if config.init is not None:
@@ -167,7 +163,7 @@ def _rank(sources: Sequence[Source], method: str, asked: int | None) -> int:
 
 def _module(sources: Sequence[Source], module: str, method: str, rank: int, how: How) -> dict[str, Tensor]:
     """The combined factors under the names of a PEFT file."""
-    found = [(source, factors) for source in sources if (factors := source.factors(module)) is not None]
+    found = [(source, pair) for source in sources if (pair := source.factors(module)) is not None]
     embedding = "embedding_A" in found[0][0].names.modules[module]
     shapes = {(a.shape[1], b.shape[0]) for _, (a, b) in found}
     if len(shapes) > 1:
@@ -203,10 +199,10 @@ def _whole(
     return combined.T if turned else combined
 
 
-def _task(method: str, how: How) -> Callable[[list[Tensor], Tensor], Tensor]:
+def _task(method: str, how: How) -> Task:
     """PEFT's function for a list of tensors and their weights."""
     if method in ("linear", "svd"):
-        return merge_utils.task_arithmetic
+        return cast(Task, merge_utils.task_arithmetic)
     options: dict[str, Any] = {"density": how.density}
     if method.endswith("ties"):
         options["majority_sign_method"] = how.sign
