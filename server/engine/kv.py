@@ -2,7 +2,8 @@
 
 A full block is known by a hash chained over everything before it, rooted in (scope, serving digest of the
 base, adapter digest); an adapter that acts only from a later token on comes into the chain there, after the
-base's own blocks. Blocks that nobody holds stay findable until their room is needed; `shares.py` says whose goes first.
+base's own blocks. Blocks that nobody holds stay findable until their room is needed; `shares.py` says whose
+goes first.
 """
 
 from __future__ import annotations
