@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from adapters.quantized import Quantization
 from server.engine import loading
@@ -62,26 +63,33 @@ def config_of(kind: Quantization, dtype: torch.dtype = torch.float32, double: bo
     )
 
 
-def stock(folder: Path, kind: Quantization, dtype: torch.dtype = torch.float32, double: bool = False) -> Any:
+def stock(
+    folder: Path,
+    kind: Quantization,
+    dtype: torch.dtype = torch.float32,
+    double: bool = False,
+    auto_class: Any = AutoModelForCausalLM,
+) -> Any:
     """Transformers' own quantised model."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its int8 product tells each cast
-    model = AutoModelForCausalLM.from_pretrained(
+    model = auto_class.from_pretrained(
         folder, dtype=dtype, quantization_config=config_of(kind, dtype, double), device_map={"": "cpu"}
     )
     return model.eval()
 
 
-def dequantized(folder: Path, kind: Quantization) -> Any:
+def dequantized(folder: Path, kind: Quantization, auto_class: Any = AutoModelForCausalLM) -> Any:
     """A plain model whose linear layers have the weights that bitsandbytes' codes stand for.
 
     Written out from the definitions, not with bitsandbytes' functions.
     """
-    quantised = stock(folder, kind)
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    quantised = stock(folder, kind, auto_class=auto_class)
+    plain = auto_class.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, module in quantised.named_modules():
             if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
-                plain.get_submodule(name).weight.copy_(weight_of(module))
+                target, weight = plain.get_submodule(name), weight_of(module)
+                target.weight.copy_(weight.t() if isinstance(target, Conv1D) else weight)
     return plain
 
 

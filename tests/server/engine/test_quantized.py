@@ -23,7 +23,7 @@ from server.engine.base import ServedModel
 from server.engine.gathered import GatheredPlan
 from server.engine.request import GenerationRequest
 from tests.kit import Answers, Families, ask, engine_core, full_logits, preload, prompts, run_all
-from tests.quantized import KINDS, Bases, qlora, serve, with_adapter
+from tests.quantized import KINDS, Bases, dequantized, qlora, serve, with_adapter
 from tests.tiny import greedy
 
 PROMPTS = prompts(3, 17, 34)
@@ -167,6 +167,31 @@ def test_a_row_alone_has_the_logprobs_it_has_in_company(
         assert alone.tokens == mixed_in.tokens
         difference = [a.logprob - b.logprob for a, b in zip(alone.logprobs, mixed_in.logprobs, strict=True)]
         assert max(map(abs, difference)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["gpt2", "phi3", "qwen3_moe", "deepseek_v3"])
+def test_other_families_answer_as_the_weights_that_the_codes_stand_for(
+    name: str, kind: Quantization, families: Families, tmp_path: Path
+) -> None:
+    family = families(name)
+    family.stock.save_pretrained(tmp_path)
+    model = serve(tmp_path, kind)
+    assert sum(isinstance(layer.linear, QuantizedMap) for layer in model.linears.values()) > 2
+    plain = dequantized(tmp_path, kind)
+    requests = [
+        ask(f"{adapter}/{index}", prompt, adapter, max_tokens=TOKENS)
+        for index, prompt in enumerate(PROMPTS)
+        for adapter in (None, "all", "attention")
+    ]
+    with engine_core(family, model=model) as core:
+        answers = run_all(core, requests)
+    for adapter in (None, "all", "attention"):
+        oracle = plain if adapter is None else with_adapter(plain, family.adapter(adapter))
+        for request in (each for each in requests if each.adapter == adapter):
+            answer = answers[request.request_id]
+            assert answer.error is None
+            assert answer.tokens == greedy(oracle, request.prompt, TOKENS), request.request_id
 
 
 @pytest.mark.parametrize("kind", KINDS)
