@@ -278,6 +278,37 @@ void pack(int64_t outputs, int64_t words, uint32_t *panels, const Word &word) {
     }
 }
 
+struct Matrix {  // (outputs, inputs), to be put into panels
+    const void *numbers;
+    int64_t outputs, inputs;
+    int64_t kind;  // 0: float32 as it is; 1: float32 that bfloat16 holds, of which the upper halves are kept; 2: bfloat16
+    uint32_t *panels;
+};
+
+constexpr int64_t PACK_ROWS = 16 * LANES;
+
+int64_t pieces_of(const Matrix &m) { return (m.outputs + PACK_ROWS - 1) / PACK_ROWS; }
+
+void pack_rows(const Matrix &m, int64_t first) {
+    int64_t rows = m.outputs - first < PACK_ROWS ? m.outputs - first : PACK_ROWS, inputs = m.inputs;
+    int64_t words = m.kind ? (inputs + 1) / 2 : inputs;
+    uint32_t *panels = m.panels + first * words;
+    const uint32_t *w = static_cast<const uint32_t *>(m.numbers) + first * inputs;
+    const uint16_t *h = static_cast<const uint16_t *>(m.numbers) + first * inputs;
+    if (m.kind == 0)
+        pack(rows, words, panels, [=](int64_t k, int64_t row) { return w[row * inputs + k]; });
+    else if (m.kind == 1)
+        pack(rows, words, panels, [=](int64_t k, int64_t row) {
+            const uint32_t *pair = w + row * inputs + 2 * k;
+            return pair[0] >> 16 | (2 * k + 1 < inputs ? pair[1] & 0xffff0000u : 0);
+        });
+    else
+        pack(rows, words, panels, [=](int64_t k, int64_t row) {
+            const uint16_t *pair = h + row * inputs + 2 * k;
+            return pair[0] | (2 * k + 1 < inputs ? static_cast<uint32_t>(pair[1]) << 16 : 0);
+        });
+}
+
 }  // namespace
 
 extern "C" {
@@ -290,23 +321,17 @@ int needs_float32(const uint32_t *w, int64_t n) {
     return low != 0;
 }
 
-void pack_f32(const uint32_t *w, int64_t outputs, int64_t inputs, uint32_t *panels) {
-    pack(outputs, inputs, panels, [=](int64_t k, int64_t row) { return w[row * inputs + k]; });
-}
-
-// Of float32 numbers that bfloat16 holds, the upper halves.
-void pack_halves(const uint32_t *w, int64_t outputs, int64_t inputs, uint32_t *panels) {
-    pack(outputs, (inputs + 1) / 2, panels, [=](int64_t k, int64_t row) {
-        const uint32_t *pair = w + row * inputs + 2 * k;
-        return pair[0] >> 16 | (2 * k + 1 < inputs ? pair[1] & 0xffff0000u : 0);
-    });
-}
-
-void pack_bf16(const uint16_t *w, int64_t outputs, int64_t inputs, uint32_t *panels) {
-    pack(outputs, (inputs + 1) / 2, panels, [=](int64_t k, int64_t row) {
-        const uint16_t *pair = w + row * inputs + 2 * k;
-        return pair[0] | (2 * k + 1 < inputs ? static_cast<uint32_t>(pair[1]) << 16 : 0);
-    });
+// Puts all of these into panels, by all threads.
+void pack_all(const Matrix *matrices, int64_t count) {
+    int64_t pieces = 0;
+    for (int64_t i = 0; i < count; i++) pieces += pieces_of(matrices[i]);
+#pragma omp parallel for schedule(dynamic, 1) if (pieces > 1)
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        const Matrix *m = matrices;
+        int64_t first = piece;
+        for (int64_t own; first >= (own = pieces_of(*m)); m++) first -= own;
+        pack_rows(*m, first * PACK_ROWS);
+    }
 }
 
 // Modules that read the same rows. `n` segments of them, maybe none, have deltas: their products with A go

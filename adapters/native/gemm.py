@@ -21,10 +21,8 @@ _ARGUMENTS = {
     "expand_bf16": [_P, _I, _P, _I, _P, _I, _P, _I],
     # numbers, how many
     "needs_float32": [_P, _I],
-    # matrix, outputs, inputs, panels
-    "pack_f32": [_P, _I, _I, _P],
-    "pack_halves": [_P, _I, _I, _P],
-    "pack_bf16": [_P, _I, _I, _P],
+    # matrices, how many
+    "pack_all": [_P, _I],
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adapters.delta import AdapterWeights
-from adapters.native.panels import Panels, pack
+from adapters.native.panels import Panels, pack_all
 from adapters.placed import Groups, Placed, place_input_scales
 
 Table = npt.NDArray[np.int64]
@@ -52,9 +52,11 @@ def place(library: ctypes.CDLL, weights: AdapterWeights, groups: Groups) -> Nati
     shrink = np.zeros((len(groups), SHRINK_FIELDS), np.int64)
     expand = np.zeros((sum(len(names) for names in groups), EXPAND_FIELDS), np.int64)
     touched = np.zeros(len(groups), np.bool_)
-    kept: list[Panels] = []
     terms: list[Tensor] = []
-    module = columns = 0
+    # What is to be packed, and whose it is: a group's A, or a module's B with its first column and scale.
+    matrices: list[Tensor] = []
+    owners: list[int | tuple[int, int, float]] = []
+    module = 0
     for index, names in enumerate(groups):
         stacked: list[Tensor] = []
         start = 0
@@ -66,18 +68,23 @@ def place(library: ctypes.CDLL, weights: AdapterWeights, groups: Groups) -> Nati
                         terms.append(term.clone())
                         expand[module, field] = terms[-1].data_ptr()
                 if delta.rank:
-                    b = pack(library, delta.b)
-                    kept.append(b)
-                    expand[module, :_MAGNITUDE] = (*_where(b, start, delta.rank), _bits(delta.scale))
+                    matrices.append(delta.b)
+                    owners.append((module, start, delta.scale))
                     stacked.append(delta.a)
                     start += delta.rank
-                touched[index] |= bool(expand[module].any())
+                touched[index] |= bool(delta.rank or expand[module].any())
             module += 1
         if stacked:
-            a = pack(library, _joined(stacked))
-            kept.append(a)
-            shrink[index] = (a.data.data_ptr(), start, a.data.dtype == torch.bfloat16)
-            columns = max(columns, start)
+            matrices.append(_joined(stacked))
+            owners.append(index)
+    kept = pack_all(library, matrices)
+    for panels, owner in zip(kept, owners, strict=True):
+        data, is_bfloat16 = panels.data.data_ptr(), panels.data.dtype == torch.bfloat16
+        if isinstance(owner, int):
+            shrink[owner] = data, panels.outputs, is_bfloat16
+        else:
+            module, start, scale = owner
+            expand[module, :_MAGNITUDE] = data, start, panels.inputs, is_bfloat16, _bits(scale)
     scales = {key: scale.clone() for key, scale in place_input_scales(weights, groups).items()}
     tensors = (*(panels.data for panels in kept), *terms, *scales.values())
     return NativeAdapter(
@@ -86,7 +93,7 @@ def place(library: ctypes.CDLL, weights: AdapterWeights, groups: Groups) -> Nati
         shrink,
         expand,
         touched,
-        columns,
+        int(shrink[:, 1].max(initial=0)),
         tuple(kept),
         tuple(terms),
         input_scales=scales,
@@ -99,10 +106,6 @@ def _joined(stacked: list[Tensor]) -> Tensor:
         return stacked[0]
     same = len({part.dtype for part in stacked}) == 1
     return torch.cat(stacked if same else [part.float() for part in stacked])
-
-
-def _where(b: Panels, start: int, rank: int) -> tuple[int, int, int, int]:
-    return b.data.data_ptr(), start, rank, int(b.data.dtype == torch.bfloat16)
 
 
 def _bits(scale: float) -> int:
