@@ -97,7 +97,8 @@ def weight_of(layer: Any) -> torch.Tensor:
     """The `(out_features, in_features)` weight that a layer's codes stand for."""
     if type(layer).__name__ == "Linear8bitLt":
         codes, scales = layer.weight.data, layer.weight.SCB
-        return codes.double().mul(scales.double()[:, None] / 127).float()
+        exact: torch.Tensor = codes.double() * (scales.double()[:, None] / 127)
+        return exact.float()
     state = layer.weight.quant_state
     packed = layer.weight.data.view(torch.uint8).reshape(-1)
     codes = torch.stack([packed >> 4, packed & 15], 1).reshape(-1).long()
@@ -106,7 +107,7 @@ def weight_of(layer: Any) -> torch.Tensor:
         blocks = state.state2
         scales = blocks.code[scales.long()] * blocks.absmax.repeat_interleave(blocks.blocksize)[: len(scales)]
         scales = scales + state.offset
-    values = state.code[codes] * scales.repeat_interleave(state.blocksize)[: len(codes)]
+    values: torch.Tensor = state.code[codes] * scales.repeat_interleave(state.blocksize)[: len(codes)]
     return values.reshape(tuple(state.shape)).float()
 
 
