@@ -21,6 +21,7 @@ from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from adapters.weights import base_weights
 from server.engine.base import ServedModel
 from server.engine.gathered import GatheredPlan
+from server.engine.kv import block_hash, root_hash
 from server.engine.request import GenerationRequest
 from tests.kit import Answers, Families, ask, engine_core, full_logits, preload, prompts, run_all
 from tests.quantized import KINDS, Bases, dequantized, qlora, serve, with_adapter
@@ -240,3 +241,15 @@ def test_adapters_belong_to_the_checkpoint_and_answers_to_its_form(
     fresh = company.weights(kind, "dora", quantised).deltas[name].magnitude
     assert fresh is not None
     assert torch.allclose(magnitude, fresh)
+
+
+def test_cached_kv_belongs_to_the_form_of_the_base(company: Company, families: Families) -> None:
+    model = company.bases.serve("nf4")
+    with engine_core(families("llama"), model=model, block_size=8) as core:
+        run_all(core, [ask("base", PROMPTS[1])])
+        known = {
+            digest: block_hash(root_hash("", digest, None), PROMPTS[1][:8])
+            for digest in (model.spec.serving_digest, model.spec.digest)
+        }
+        assert core.pool.cached(known[model.spec.serving_digest])
+        assert not core.pool.cached(known[model.spec.digest])
