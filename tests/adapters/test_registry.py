@@ -30,6 +30,7 @@ from adapters.errors import (
     InvalidName,
 )
 from adapters.limits import AdapterLimits
+from adapters.lineage import LINEAGE_FILE
 from adapters.registry import Registry
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from tests.adapters.conftest import LIMITS, AdapterFiles, plain_adapter, spec_of, tiny_llama
@@ -73,6 +74,27 @@ def test_versions_go_up_and_equal_content_is_not_published_twice(
     assert registry.resolve("tone") == third
     assert registry.versions("other") == (other,)
     assert registry.versions("nobody") == ()
+
+
+def test_what_it_was_trained_on_is_kept_and_a_mismatch_is_in_the_log(
+    tmp_path: Path, base: BaseSpec, files: AdapterFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    quantised = replace(base, quantization="nf4")
+    with Registry(tmp_path / "data", quantised, LIMITS) as registry:
+        unknown, _ = registry.publish_folder("tone", files.folder)
+        (files.folder / LINEAGE_FILE).write_text('{"quantization": "nf4"}')
+        told, created = registry.publish_folder("tone", files.folder)
+        assert (unknown.trained_on_quantization, told.trained_on_quantization) == (None, "nf4")
+        assert created
+        assert told.digest == unknown.digest
+        assert registry.publish("tone", files.config, files.weights) == (told, False)
+        assert not caplog.records
+        registry.publish("tone", files.config, files.weights, quantization="none")
+        assert "adapter tone@3: it was trained on its base with quantization none" in caplog.text
+        with pytest.raises(InvalidAdapter, match="quantization: 'gptq' is not one of"):
+            registry.publish("tone", files.config, files.weights, quantization="gptq")
+    with Registry(tmp_path / "data", base, LIMITS) as registry:
+        assert [version.trained_on_quantization for version in registry.list()] == [None, "nf4", "none"]
 
 
 @pytest.mark.parametrize("ref", ["nobody", "tone@2", "TONE", "tone@", "", "../tone", "tone@1@1", "\x00"])
