@@ -32,6 +32,8 @@ from sqlalchemy import (
     update,
 )
 
+from adapters.proof import NO_PROOF, Proof
+
 _METADATA = MetaData()
 _VERSIONS = Table(
     "adapter_versions",
@@ -53,10 +55,21 @@ _VERSIONS = Table(
     Column("variant", String(32)),
     Column("unmixable", Text),
     Column("trained_on_quantization", String(16)),
+    Column("proof_status", String(16)),
+    Column("proof_reason", Text),
+    Column("max_logit_difference", Float),
+    Column("kl_from_base", Float),
 )
 
 
 _LISTS = ("target_modules", "labels", "invocation")
+_PROOF = {
+    "status": "proof_status",
+    "reason": "proof_reason",
+    "max_logit_difference": "max_logit_difference",
+    "kl_from_base": "kl_from_base",
+}
+"""Fields of `Proof`, and their columns."""
 _VARIANT = "lora"  # of rows that were written before there were others
 
 
@@ -77,6 +90,7 @@ class AdapterVersion:
         trained_on_quantization: of its base while it was trained, as `lineage.py` has it; None: nobody said.
         variant: what it is, in a short name such as `lora`, `dora`, `pissa` or `vera`.
         unmixable: why it can't be scaled or be part of a mixture; empty if it can.
+        proof: what the comparison with PEFT said before it was published.
     """
 
     name: str
@@ -95,6 +109,7 @@ class AdapterVersion:
     variant: str = _VARIANT
     trained_on_quantization: str | None = None
     unmixable: str = ""
+    proof: Proof = NO_PROOF
 
     @property
     def ref(self) -> str:
@@ -128,6 +143,8 @@ class Catalog:
 
     def add(self, version: AdapterVersion) -> None:
         row = asdict(version) | {name: list(getattr(version, name)) for name in _LISTS}
+        proof = row.pop("proof")
+        row |= {column: proof[name] for name, column in _PROOF.items()}
         with self._engine.begin() as connection:
             connection.execute(insert(_VERSIONS).values(row))
 
@@ -169,4 +186,6 @@ def _from_row(row: dict[str, Any]) -> AdapterVersion:
     row.pop("deleted")
     lists = {name: tuple(row[name] or ()) for name in _LISTS}
     words = {"variant": row["variant"] or _VARIANT, "unmixable": row["unmixable"] or ""}
-    return AdapterVersion(**row | lists | words)
+    proof = {name: row.pop(column) for name, column in _PROOF.items()}
+    proof["status"] = proof["status"] or NO_PROOF.status
+    return AdapterVersion(**row | lists | words, proof=Proof(**proof))

@@ -26,5 +26,9 @@ class AdapterNotFound(AdapterError):
     """No live adapter (or no live version of it) has this name: a 404 over HTTP, never the base."""
 
 
+class ProofUnavailable(AdapterError):
+    """Only proved adapters are taken, and the proof could not be made just now: a 503 over HTTP."""
+
+
 class AdapterConflict(AdapterError):
     """The request contradicts what is stored, such as loading a name twice: a 409 over HTTP."""

@@ -41,6 +41,7 @@ from adapters.lineage import check_quantization, quantization_beside, quantizati
 from adapters.mixture import unmixable
 from adapters.names import check_new_name, parse_ref
 from adapters.plan import AdapterPlan, plan_adapter
+from adapters.proof import Proof, Prove, prove_nothing
 from adapters.reader import AdapterReader
 from adapters.safetensors_file import read_header
 from adapters.snapshot import Snapshot
@@ -65,6 +66,7 @@ class Registry:
 
     Attributes:
         on_unused: called with a digest whose files are gone, since no version has it and nobody holds it.
+        prove: called before an adapter is published; what it says is kept with the version.
 
     Raises:
         AdapterConflict: another process uses `data_dir`.
@@ -90,6 +92,7 @@ class Registry:
                 f"{data_dir} is in use by another server; stop it, or give another --data-dir"
             ) from None
         self.on_unused: Callable[[str], None] = lambda digest: None
+        self.prove: Prove = prove_nothing
         self._catalog = Catalog(data_dir / "registry.sqlite3")
         self._store = BlobStore(data_dir / "adapters")
         self._snapshot = Snapshot(base.digest)
@@ -138,6 +141,7 @@ class Registry:
         Raises:
             InvalidName, InvalidAdapter, AdapterTooLarge: it can't be served under this name on this base.
             AdapterConflict: the registry is full.
+            ProofUnavailable: only proved adapters are taken, and the proof could not be made.
         """
         check_new_name(name, self._base.name)
         named = parse_labels(labels) if labels is not None else ()
@@ -149,9 +153,11 @@ class Registry:
             adapter = self._read(plan, staged, digest, named)
             self._check(adapter)
             size = (staged / WEIGHTS_FILE).stat().st_size
+            proof = self._proof(name, staged, adapter)
             with self._writing:
                 version = self._new_version(name, size, plan, adapter, source)
-                version, is_new = self._commit(staged, replace(version, trained_on_quantization=trained_on))
+                version = replace(version, trained_on_quantization=trained_on, proof=proof)
+                version, is_new = self._commit(staged, version)
         warning = quantization_warning(self._base, trained_on)
         if warning is not None:
             log.warning("adapter %s: %s", version.ref, warning)
@@ -291,6 +297,13 @@ class Registry:
             if content_digest(config, weights, self._limits, labels) != digest:
                 raise InvalidAdapter("its files were changed or damaged on disk; publish it again")
             self._intact[digest] = seen
+
+    def _proof(self, name: str, staged: Path, adapter: AdapterWeights) -> Proof:
+        """That of the newest version if it is of the same content, else a new one."""
+        newest = self.versions(name)[-1:]
+        if newest and newest[0].digest == adapter.digest and newest[0].proof.status == "proved":
+            return newest[0].proof
+        return self.prove(staged, adapter)
 
     def _new_version(
         self, name: str, size: int, plan: AdapterPlan, adapter: AdapterWeights, source: str

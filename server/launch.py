@@ -44,6 +44,8 @@ from server.engine.seq2seq.core import Seq2SeqCore
 from server.engine.seq2seq.model import Seq2SeqModel
 from server.heartbeat import beat
 from server.machine import free_memory
+from server.proof.process import PeftProcess
+from server.proof.prover import Prover
 from server.settings import GIB, MIB, Settings
 from server.startup import Startup
 from training.base import BASE_NAME, MODEL_DIR
@@ -79,6 +81,7 @@ class Loaded:
     registry: Registry
     mixtures: Mixtures
     startup: Startup
+    prover: Prover | None
 
 
 def load(settings: Settings, startup: Startup | None = None) -> Loaded:
@@ -122,6 +125,9 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
     startup.lap("proof")
     weights = base_weights(model.model, model.linears)
     registry = Registry(settings.data_dir, model.spec, _limits(settings), model.dtype, weights)
+    prover = _prover(settings, folder, model, tokenizer)
+    if prover is not None:
+        registry.prove = prover
     published = [_publish(registry, entry) for entry in settings.adapter]
     decoder = () if encodes else (tokenizer,)
     mixtures = Mixtures(registry.load, int(settings.adapter_memory_gb * GIB))
@@ -138,7 +144,16 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
     for version in published:
         core.residency.warm(version.digest)
     startup.lap("adapters")
-    return Loaded(model, tokenizer, core, registry, mixtures, startup)
+    return Loaded(model, tokenizer, core, registry, mixtures, startup, prover)
+
+
+def _prover(settings: Settings, folder: Path, model: Any, tokenizer: Any) -> Prover | None:
+    """It starts nothing until there is an adapter to prove."""
+    if settings.parity == "off":
+        return None
+    dtype = next(name for name, kind in loading.DTYPES.items() if kind == model.dtype)
+    process = PeftProcess(folder, dtype, idle_seconds=settings.parity_idle_seconds)
+    return Prover(model, tokenizer, process, required=settings.parity == "require")
 
 
 def _publish(registry: Registry, entry: str) -> AdapterVersion:
@@ -272,6 +287,8 @@ def serve(settings: Settings) -> None:
 async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> None:
     engine = Engine(loaded.core)
     loaded.registry.on_unused = engine.forget
+    if loaded.prover is not None:
+        loaded.prover.run = lambda function: engine.between_steps(lambda core: function()).result()
     context = ServerContext(
         settings=settings,
         base=loaded.model.spec,
@@ -299,6 +316,8 @@ async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> Non
         await server.serve(sockets=[sock])
         for task in beside:
             task.cancel()
+        if loaded.prover is not None:
+            loaded.prover.close()
     loaded.registry.close()
 
 

@@ -96,6 +96,16 @@ class Settings(BaseSettings):
         2048, ge=1, description="most inputs in one request for embeddings or classification"
     )
     max_logprobs: int = Field(20, ge=0, description="most alternatives to report for each token")
+    parity: Literal["on", "off", "require"] = Field(
+        "on",
+        description="compare each new adapter with PEFT's own forward before it is published; takes seconds, "
+        "and memory for a second base in a process of its own; require refuses what can't be compared",
+    )
+    parity_idle_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="without a publication for so long, PEFT's process ends and gives its memory back",
+    )
     drain_seconds: float = Field(30.0, ge=0, description="how long a stopping server lets requests finish")
 
     @field_validator("adapter", "allow_host", mode="before")

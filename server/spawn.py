@@ -22,6 +22,8 @@ def start_server(
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Run `multilora serve` with `arguments` in a process session of its own; returns it and its URL.
 
+    `--parity` is off unless the environment or the arguments say otherwise.
+
     Raises:
         RuntimeError: it ended, or was not ready after `seconds`; the message ends with its log.
     """
@@ -32,7 +34,7 @@ def start_server(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={"MULTILORA_PARITY": "off", **os.environ, **(environment or {})},
             start_new_session=True,
         )
     deadline = time.monotonic() + seconds

@@ -22,10 +22,14 @@ ABOVE = {
         "server.launch",
         "server.metrics",
         "server.settings",
+        "server.proof",
         *HTTP,
     },
+    "server/proof": {"server.api", "server.cli", "server.launch", "server.metrics", "server.settings", *HTTP},
     "server/api": {"server.cli", "server.launch", "server.engine.core", "server.engine.engine", "torch"},
 }
+PEFT_PROCESS = "server/proof/worker.py"
+"""Runs in a process of its own, and compares what is published with PEFT."""
 MOST_LINES = 400
 
 
@@ -48,7 +52,16 @@ def test_a_room_imports_only_from_below(room: str) -> None:
     for path in files:
         for module in imports(path):
             names = {".".join(module.split(".")[:depth]) for depth in range(1, module.count(".") + 2)}
+            if path == ROOT / PEFT_PROCESS:
+                names -= {"peft"}
             assert not names & ABOVE[room], f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_nothing_imports_the_process_that_runs_peft() -> None:
+    module = PEFT_PROCESS.removesuffix(".py").replace("/", ".")
+    for room in ("adapters", "training", "server"):
+        for path in (ROOT / room).rglob("*.py"):
+            assert module not in imports(path), path
 
 
 @pytest.mark.parametrize(

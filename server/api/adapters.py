@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -114,6 +115,7 @@ def adapter_object(context: ServerContext, version: AdapterVersion) -> dict[str,
         "labels": list(version.labels),
         "source": version.source,
         "trained_on_quantization": version.trained_on_quantization,
+        "proof": asdict(version.proof),
         "warnings": [] if warning is None else [warning],
         "state": context.engine.residency(version.digest),
     }

@@ -17,6 +17,7 @@ from adapters.errors import (
     AdapterNotFound,
     AdapterTooLarge,
     InvalidName,
+    ProofUnavailable,
 )
 from server.engine.request import EngineError, QueueFull
 
@@ -88,6 +89,7 @@ def from_adapter_error(error: AdapterError, param: str | None = None) -> APIErro
         (InvalidName, 400, "invalid_name"),
         (AdapterNotFound, 404, "adapter_not_found"),
         (AdapterConflict, 409, "adapter_conflict"),
+        (ProofUnavailable, 503, "proof_unavailable"),
     ):
         if isinstance(error, kind):
             return APIError(status, str(error), param=param, code=code)

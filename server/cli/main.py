@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from pydantic import ValidationError
 
-from server.cli import combine, merge, serve
+from server.cli import check, combine, merge, serve
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"multilora {version('multilora')}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve.add_parser(verbs)
+    check.add_parser(verbs)
     merge.add_parser(verbs)
     combine.add_parser(verbs)
     return parser

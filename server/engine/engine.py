@@ -176,7 +176,11 @@ class Engine(Generic[C]):
         return self._draining
 
     async def call(self, function: Callable[[C], T]) -> T:
-        """Run `function` on the core between two steps.
+        """`between_steps` for the event loop."""
+        return await asyncio.wrap_future(self.between_steps(function))
+
+    def between_steps(self, function: Callable[[C], T]) -> Future[T]:
+        """Have `function` run on the core between two steps; returns at once, to any thread.
 
         Raises:
             EngineError: the engine has stopped.
@@ -193,7 +197,7 @@ class Engine(Generic[C]):
 
         if not self._command(run):
             raise EngineError("the engine has stopped")
-        return await asyncio.wrap_future(future)
+        return future
 
     async def drain(self, seconds: float) -> None:
         """Accept nothing new, let running requests finish for up to `seconds`, then stop the thread."""

@@ -52,7 +52,8 @@ def test_a_file_of_an_older_release_gets_the_columns_that_it_lacks(tmp_path: Pat
     catalog.add(version("a", 1))
     catalog.close()
     with closing(sqlite3.connect(path)) as old:
-        for column in ("task", "labels", "invocation", "variant"):
+        proof = ("proof_status", "proof_reason", "max_logit_difference", "kl_from_base")
+        for column in (*proof, "task", "labels", "invocation", "variant"):
             old.execute(f"ALTER TABLE adapter_versions DROP COLUMN {column}")
         old.commit()
     newer = replace(

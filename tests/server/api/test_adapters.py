@@ -44,6 +44,7 @@ def test_an_upload_is_a_new_version(client: TestClient, engine: FakeEngine) -> N
         "task": None,
         "labels": [],
         "trained_on_quantization": None,
+        "proof": {"status": "off", "reason": None, "max_logit_difference": None, "kl_from_base": None},
         "warnings": [],
         "state": "disk",
     }

@@ -1,0 +1,154 @@
+"""Good adapters are proved with their numbers, wrong ones refused, and nothing is claimed without PEFT."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.delta import AdapterWeights
+from adapters.errors import InvalidAdapter, ProofUnavailable
+from adapters.proof import Proof
+from server.proof.process import OracleLogits, PeftProcess, Unavailable
+from server.proof.prover import Prover, not_covered
+from tests.server.proof.stand import Stand, Words, doubled
+from tests.tiny import peft_model
+
+INVOKED = [11, 12, 13]
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True, "r": 8, "target_modules": ["q_proj", "down_proj"]},
+    "olora": {"init_lora_weights": "olora", "target_modules": ["q_proj", "v_proj"]},
+    "pissa": {"init_lora_weights": "pissa", "target_modules": ["q_proj", "v_proj"]},
+    "alora": {"alora_invocation_tokens": INVOKED, "target_modules": ["q_proj", "v_proj"]},
+    "tokens": {"trainable_token_indices": [40, 41], "target_modules": ["q_proj"]},
+    "biases": {"bias": "lora_only", "lora_bias": False, "target_modules": ["q_proj"]},
+}
+
+
+class Silent:
+    """PEFT has no answer."""
+
+    def logits(self, adapter: Path, prompts: Sequence[Sequence[int]], positions: int) -> OracleLogits:
+        raise Unavailable("the process that runs PEFT ended: killed")
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_served_right_is_proved(name: str, stand: Stand, process: PeftProcess) -> None:
+    folder = stand.adapter(name, **CONFIGS[name])
+    proof = Prover(stand.model, Words(), process)(folder, stand.read(folder))
+
+    assert proof.status == "proved", proof
+    assert proof.reason is None
+    assert 0 <= (proof.max_logit_difference or 0.0) < 1e-3
+    assert (proof.kl_from_base or 0.0) > 1e-4
+
+
+def test_the_divergence_is_that_of_pefts_own_distributions(stand: Stand, process: PeftProcess) -> None:
+    folder = stand.adapter("plain")
+    seen: list[Sequence[Sequence[int]]] = []
+
+    class Watched(Silent):
+        def logits(self, adapter: Path, prompts: Sequence[Sequence[int]], positions: int) -> OracleLogits:
+            seen.append(prompts)
+            return process.logits(adapter, prompts, positions)
+
+    proof = Prover(stand.model, Words(), Watched())(folder, stand.read(folder))
+    kls = []
+    for prompt in seen[0]:
+        with torch.no_grad():
+            ids = torch.tensor([list(prompt)])
+            p, q = (
+                model(input_ids=ids).logits[0, -4:].double().log_softmax(-1)
+                for model in (peft_model(stand.stock, folder), stand.stock)
+            )
+        kls.append(torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1))
+    assert proof.kl_from_base == pytest.approx(float(torch.cat(kls).mean()), rel=1e-4)
+
+
+def _without_one_module(adapter: AdapterWeights) -> AdapterWeights:
+    return replace(adapter, deltas=dict(list(adapter.deltas.items())[1:]))
+
+
+def _with_half_the_scale(adapter: AdapterWeights) -> AdapterWeights:
+    return replace(adapter, deltas={n: replace(d, scale=d.scale / 2) for n, d in adapter.deltas.items()})
+
+
+def _with_nothing(adapter: AdapterWeights) -> AdapterWeights:
+    return replace(adapter, deltas={n: replace(d, scale=0.0) for n, d in adapter.deltas.items()})
+
+
+@pytest.mark.parametrize("wrong", [_without_one_module, _with_half_the_scale, _with_nothing])
+def test_what_would_be_served_wrong_is_refused(wrong: Any, stand: Stand, process: PeftProcess) -> None:
+    folder = stand.adapter("plain")
+    with pytest.raises(
+        InvalidAdapter, match=r"the parity proof failed: served in float32, the adapter's logits differ by"
+    ):
+        Prover(stand.model, Words(), process)(folder, wrong(stand.read(folder)))
+
+
+def test_files_that_are_not_what_was_read_are_refused(
+    stand: Stand, process: PeftProcess, tmp_path: Path
+) -> None:
+    folder = stand.adapter("plain")
+    other = doubled(folder, tmp_path / "other")
+    with pytest.raises(InvalidAdapter, match="the parity proof failed"):
+        Prover(stand.model, Words(), process)(other, stand.read(folder))
+
+
+def test_without_pefts_answer_nothing_is_claimed(stand: Stand) -> None:
+    folder = stand.adapter("plain")
+    adapter = stand.read(folder)
+    reason = "the process that runs PEFT ended: killed"
+    assert Prover(stand.model, Words(), Silent())(folder, adapter) == Proof("unavailable", reason)
+    with pytest.raises(ProofUnavailable, match=f"--parity require: .*{reason}"):
+        Prover(stand.model, Words(), Silent(), required=True)(folder, adapter)
+
+
+def test_an_engine_that_fails_proves_nothing(stand: Stand, process: PeftProcess) -> None:
+    def broken(function: object) -> Any:
+        raise RuntimeError("out of memory\nmore")
+
+    prover = Prover(stand.model, Words(), process)
+    prover.run = broken
+    folder = stand.adapter("plain")
+    expected = Proof("unavailable", "the probe failed in the engine: out of memory")
+    assert prover(folder, stand.read(folder)) == expected
+
+
+def test_numbers_that_are_none_are_refused(stand: Stand, process: PeftProcess) -> None:
+    prover = Prover(stand.model, Words(), process)
+    prover.run = lambda function: (function()[0], torch.full_like(function()[1], math.nan))
+    folder = stand.adapter("plain")
+    with pytest.raises(InvalidAdapter, match="differ by nan"):
+        prover(folder, stand.read(folder))
+
+
+def test_what_is_not_covered_says_so(stand: Stand) -> None:
+    adapter = stand.read(stand.adapter("plain"))
+    spec = stand.model.spec
+    assert not_covered(spec, adapter) is None
+    assert not_covered(spec, replace(adapter, task=None)) is None
+    assert not_covered(replace(spec, kind="encoder"), adapter) == (
+        "the parity proof covers decoder bases; this one is an encoder"
+    )
+    assert not_covered(replace(spec, quantization="nf4"), adapter) == (
+        "the parity proof covers bases that are not quantised; this one is nf4"
+    )
+    classifier = replace(adapter, task="SEQ_CLS")
+    reason = "the parity proof covers adapters that generate; this one is for SEQ_CLS"
+    folder = stand.adapter("plain")
+    assert Prover(stand.model, Words(), Silent())(folder, classifier) == Proof("not_covered", reason)
+    with pytest.raises(
+        InvalidAdapter, match="--parity require: the parity proof covers adapters that generate"
+    ):
+        Prover(stand.model, Words(), Silent(), required=True)(folder, classifier)
