@@ -41,7 +41,13 @@ def inside(job: dict[str, Any]) -> dict[str, Any]:
     from server.settings import Settings
 
     loaded = load(
-        Settings(model=job["model"], dtype=job["dtype"], data_dir=Path(job["data_dir"]), adapter_memory_gb=4)
+        Settings(
+            model=job["model"],
+            dtype=job["dtype"],
+            data_dir=Path(job["data_dir"]),
+            adapter_memory_gb=4,
+            parity="off",
+        )
     )
     residency = loaded.core.residency
     version, _ = loaded.registry.publish_folder("a0", Path(job["adapter"]))

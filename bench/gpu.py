@@ -92,6 +92,7 @@ def _load(job: dict[str, Any], name: str, adapters: list[str]) -> tuple[Any, lis
         data_dir=Path(job["data_dir"]) / name,
         adapter=tuple(f"a{index}={folder}" for index, folder in enumerate(adapters)),
         adapter_memory_gb=4,
+        parity="off",
         max_running=max(BATCHES),
         kv_cache_gb=_KV_GIB,
     )
