@@ -67,7 +67,7 @@ def test_a_page_without_markers_is_an_error() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_flags_that_pages_name_exist(page: Path) -> None:
-    known = set(re.findall(r"--[a-z-]+", _help("serve") + _help("merge")))
+    known = set(re.findall(r"--[a-z-]+", _help("serve") + _help("merge") + _help("combine")))
     for flag in re.findall(r"`multilora [^`]*`", page.read_text()):
         assert set(re.findall(r"--[a-z-]+", flag)) <= known, flag
     for words in commands(page.read_text()):
