@@ -54,7 +54,7 @@ def records(
             raise fault(f"gralora_k {k} does not divide the inputs and outputs of {module}")
         a = part(parts, module, "gralora_A", (k, linear.in_features // k, r))
         b = part(parts, module, "gralora_B", (k, r, linear.out_features // k))
-        down, up = torch.block_diag(*a.transpose(1, 2)), _spread(b, k)
+        down, up = torch.block_diag(*a.transpose(1, 2)), _spread(b, k)  # type: ignore[no-untyped-call]
         if hybrid:
             general = part(parts, module, _NAMES[2], (hybrid, linear.in_features))
             down = torch.cat([down, general])

@@ -97,7 +97,8 @@ def _generated(raw: Mapping[str, Any], base: BaseSpec, theta: Tensor, r: int) ->
     sizes = [rows * columns for rows, columns in shapes]
     rows = _table(sum(sizes), len(theta), seed(raw, "proj_seed", 42))
     scaled = theta * torch.bincount(rows, minlength=len(theta)).clamp(min=1).float().rsqrt()
-    made = (scaled[chunk].reshape(shape) for chunk, shape in zip(rows.split(sizes), shapes, strict=True))
+    chunks = torch.split(rows, sizes)
+    made = (scaled[chunk].reshape(shape) for chunk, shape in zip(chunks, shapes, strict=True))
     return {
         module: record(module, base.linears[module], pair)
         for module, pair in zip(modules, _pairs(made), strict=True)

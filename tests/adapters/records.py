@@ -62,7 +62,7 @@ def weights_of(model: PreTrainedModel) -> Callable[[str], Tensor]:
 
     def weights(name: str) -> Tensor:
         path, _, own = name.rpartition(".")
-        parameter = model.get_parameter(name).detach()
+        parameter: Tensor = model.get_parameter(name).detach()
         return parameter.T if own == "weight" and isinstance(model.get_submodule(path), Conv1D) else parameter
 
     return weights

@@ -58,7 +58,7 @@ def mixed_logits(family: Family, company: Sequence[tuple[str | None, Sequence[in
         logits = model.forward(tokens, torch.from_numpy(layout.positions), plan, rows)
     finally:
         model.batch.end()
-    return list(logits.split(lengths))
+    return list(torch.split(logits, lengths))
 
 
 def difference(got: Tensor, expected: Tensor) -> float:

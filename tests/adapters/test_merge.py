@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_every_term_is_in_the_copy(delta: ModuleDelta, bias: torch.Tensor | None
 
 def test_what_linear_maps_can_not_hold_is_refused_by_name() -> None:
     row = torch.ones(1, 4)
-    refused = {
+    refused: dict[str, dict[str, Any]] = {
         "changes the embeddings model.embed": {"embeddings": {"model.embed": EmbeddingDelta()}},
         "adds to the experts model.experts": {"experts": {"model.experts": ExpertsDelta(row, row, 1.0)}},
         "replaces model.norm": {"replaced": {"model.norm": {"weight": row}}},

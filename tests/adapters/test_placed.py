@@ -114,7 +114,7 @@ def test_values_that_the_type_of_the_base_cannot_hold_are_refused(a: float, b: f
 def test_terms_stay_float32_and_move_along(dtype: torch.dtype) -> None:
     terms = {name: torch.rand(size) for name, size in (("magnitude", 8), ("shift", 8), ("input_scale", 6))}
     own = {
-        "q": replace(DELTAS["q"], **terms),
+        "q": replace(DELTAS["q"], **terms),  # type: ignore[arg-type]  # no float among them
         "k": ModuleDelta(torch.empty(0, 6), torch.empty(5, 0), 1.0, shift=torch.rand(5)),
         "o": ModuleDelta(torch.empty(0, 8), torch.empty(6, 0), 1.0, input_scale=torch.rand(8)),
     }
@@ -130,6 +130,7 @@ def test_terms_stay_float32_and_move_along(dtype: torch.dtype) -> None:
         found = [q.magnitude, q.shift, adapter.input_scales[0, 0], k.shift, adapter.input_scales[1, 0]]
         for term, given in zip(found, [*terms.values(), own["k"].shift, own["o"].input_scale], strict=True):
             assert term is not None
+            assert given is not None
             assert torch.equal(term, given)
             assert term.data_ptr() % 16 == 0
             assert memory.data_ptr() <= term.data_ptr() < memory.data_ptr() + memory.nbytes

@@ -375,7 +375,8 @@ def test_what_follows_from_the_base_is_computed_once(tmp_path: Path) -> None:
 
     def weights(name: str) -> torch.Tensor:
         asked.append(name)
-        return stock.get_parameter(name)
+        parameter: torch.Tensor = stock.get_parameter(name)
+        return parameter
 
     with Registry(tmp_path / "data", spec_of(stock), LIMITS, base_weights=weights) as registry:
         version, _ = registry.publish_folder("tone", files.folder)

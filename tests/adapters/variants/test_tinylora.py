@@ -34,7 +34,7 @@ def test_conv1d(gpt2: Any, tmp_path: Path) -> None:
 
 def test_refusals(llama: Any, tmp_path: Path) -> None:
     files = save(llama, tmp_path, TinyLoraConfig(u=5, target_modules=TARGETS))
-    for changed, message in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"save_projection": False}, "save_projection false leaves out random matrices that differ"),
         ({"weight_tying": 2}, "weight_tying must be from 0 to 1, not 2"),
         (
@@ -42,7 +42,8 @@ def test_refusals(llama: Any, tmp_path: Path) -> None:
             "tensor 'tinylora_v.3' is of no module with this config; correct weight_tying",
         ),
         ({"u": 4}, r"tinylora_P' has shape \(5, 2, 2\); the base needs \(4, 2, 2\)"),
-    ]:
+    ]
+    for changed, message in refused:
         with pytest.raises(InvalidAdapter, match=message):
             read(tinylora, llama, files, **changed)
     with pytest.raises(InvalidAdapter, match=r"hold no tensor 'tinylora_v\.3'; the file is incomplete"):

@@ -34,11 +34,12 @@ def test_conv1d(gpt2: Any, tmp_path: Path) -> None:
 
 def test_refusals(llama: Any, tmp_path: Path) -> None:
     files = save(llama, tmp_path, UniLoraConfig(save_indices=True, target_modules=TARGETS))
-    for changed, message in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"save_indices": False}, "unilora_indices_A' is not used with save_indices=false; set it to true"),
         ({"theta_d_length": 99}, r"unilora_theta_d' has shape \(256\); the base needs \(99\)"),
         ({"target_modules": ["q_proj"]}, "which adapter_config.json does not target"),
-    ]:
+    ]
+    for changed, message in refused:
         with pytest.raises(InvalidAdapter, match=message):
             read(unilora, llama, files, **changed)
     only = {"unilora_theta_d": files.tensors["unilora_theta_d"]}

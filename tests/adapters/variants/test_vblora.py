@@ -38,14 +38,15 @@ def test_refusals(llama: Any, tmp_path: Path) -> None:
     files = save(
         llama, tmp_path, VBLoRAConfig(target_modules=["q_proj"], save_only_topk_weights=True, **SIZES)
     )
-    for changed, message in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"vector_length": 16}, r"vblora_vector_bank' has shape \(20, 8\); the base needs \(20, 16\)"),
         ({"topk": 21}, "topk 21 is over num_vectors 20"),
         (
             {"save_only_topk_weights": False},
             "unknown tensor 'model.layers.0.self_attn.q_proj.vblora_logits_A_topk",
         ),
-    ]:
+    ]
+    for changed, message in refused:
         with pytest.raises(InvalidAdapter, match=message):
             read(vblora, llama, files, **changed)
     name = "model.layers.1.self_attn.q_proj.vblora_logits_B_topk_indices"
