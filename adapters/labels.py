@@ -24,7 +24,7 @@ def parse_labels(text: bytes) -> tuple[str, ...]:
     """
     if len(text) > MAX_LABELS_BYTES:
         raise InvalidAdapter(f"the labels are {len(text)} bytes; the limit is {MAX_LABELS_BYTES} bytes")
-    value = parse_json(text, "the labels")
+    value = parse_json(text, "the list of labels")
     if isinstance(value, dict):
         value = _in_order(value.get("id2label"))
     if not isinstance(value, list) or not all(isinstance(label, str) and label for label in value):

@@ -27,7 +27,7 @@ def test_both_forms(text: bytes) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"[", "the labels is not valid JSON"),
+        (b"good", "the list of labels is not valid JSON"),
         (b"3", "the labels must be a list of names"),
         (b"{}", "the labels must be a list of names"),
         (b'{"id2label": {"1": "a"}}', "the labels must be a list of names"),
