@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from adapters.batched import BatchedLinear
 from adapters.quantized import full_parameter
+from adapters.survey import SeenLinear
 from adapters.variants.common import BaseWeights
 
 
-def base_weights(model: nn.Module, linears: Mapping[str, BatchedLinear]) -> BaseWeights:
-    """The parameters of a served model, some of which are in its batched layers; see `BaseWeights`."""
+def base_weights(model: nn.Module, linears: Mapping[str, BatchedLinear | SeenLinear]) -> BaseWeights:
+    """The parameters of a model; those of its linear layers are taken from `linears`. See `BaseWeights`."""
 
     def weights(name: str) -> Tensor:
         module, _, own = name.rpartition(".")

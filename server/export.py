@@ -18,6 +18,7 @@ from adapters.merge import merged_bias, merged_weight
 from adapters.reader import read_adapter
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from adapters.survey import SeenLinear, survey
+from adapters.weights import base_weights
 from server.engine import loading
 
 
@@ -54,7 +55,13 @@ def export_merged(source: str, adapter: Path, output: Path, dtype: str = "auto")
     spec = seen.describe(model, name=source, digest=loading.base_digest(folder), source=source)
     size = (adapter / WEIGHTS_FILE).stat().st_size
     limits = AdapterLimits(max_rank=2**20, max_file_bytes=size)
-    weights = read_adapter((adapter / CONFIG_FILE).read_bytes(), adapter / WEIGHTS_FILE, spec, limits)
+    weights = read_adapter(
+        (adapter / CONFIG_FILE).read_bytes(),
+        adapter / WEIGHTS_FILE,
+        spec,
+        limits,
+        base_weights=base_weights(model, {linear.name: linear for linear in seen.seen}),
+    )
     merge_into(model, spec, seen.seen, weights)
     model.save_pretrained(output)
     loading.load_tokenizer(folder).save_pretrained(output)

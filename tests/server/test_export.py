@@ -53,6 +53,20 @@ def test_answers_as_peft(name: str, families: Families, tmp_path: Path) -> None:
     assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "out").eos_token == "w2"
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("variant", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_what_needs_the_weights_of_the_base(
+    name: str, variant: dict[str, Any], families: Families, tmp_path: Path
+) -> None:
+    family = families(name)
+    own = f"needs_{next(iter(variant))}"
+    family.configs[own] = {**family.configs["attention"], **variant}
+    export_merged(str(_save(family, tmp_path / "base")), family.adapter(own), tmp_path / "out")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    expected = full_logits(family.oracle(own), PROMPT)
+    assert torch.allclose(full_logits(merged, PROMPT), expected, atol=1e-3, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_a_merged_head_is_kept_also_where_it_was_tied(name: str, families: Families, tmp_path: Path) -> None:
     family = families(name)
@@ -104,7 +118,7 @@ def test_refuses_a_wrong_adapter_or_base_and_writes_nothing(families: Families, 
 
 def _merged(family: Family, folder: Path, weights: AdapterWeights, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The exported base with `weights` in it, loaded again."""
-    monkeypatch.setattr(export, "read_adapter", lambda *_: weights)
+    monkeypatch.setattr(export, "read_adapter", lambda *_, **__: weights)
     export_merged(str(_save(family, folder / "base")), family.adapter("all"), folder / "out")
     return AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32)
 
