@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -41,8 +42,11 @@ def unpack(take: Callable[[int], bytes]) -> tuple[dict[str, Any], dict[str, Tens
     try:
         header = json.loads(take(length))
         size = header.pop("tensors")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Malformed("the header is not a JSON object with the size of its tensors") from error
     if not isinstance(size, int) or not 0 <= size <= MAX_TENSOR_BYTES:
         raise Malformed(f"tensors of {size} bytes")
-    return header, load(take(size)) if size else {}
+    try:
+        return header, load(take(size)) if size else {}
+    except SafetensorError as error:
+        raise Malformed(f"tensors that are none: {error}") from error

@@ -14,8 +14,11 @@ import torch
 from adapters.delta import AdapterWeights
 from adapters.errors import InvalidAdapter, ProofUnavailable
 from adapters.proof import Proof
+from adapters.registry import Registry
 from server.proof.process import OracleLogits, PeftProcess, Unavailable
 from server.proof.prover import Prover, not_covered
+from server.proof.served import served_logits
+from tests.kit import LIMITS
 from tests.server.proof.stand import Stand, Words, doubled
 from tests.tiny import peft_model
 
@@ -152,3 +155,27 @@ def test_what_is_not_covered_says_so(stand: Stand) -> None:
         InvalidAdapter, match="--parity require: the parity proof covers adapters that generate"
     ):
         Prover(stand.model, Words(), Silent(), required=True)(folder, classifier)
+
+
+def test_a_registry_keeps_what_was_proved_and_nothing_that_was_refused(
+    stand: Stand, process: PeftProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Registry(tmp_path, stand.model.spec, LIMITS, None, stand.model.weight) as registry:
+        registry.prove = Prover(stand.model, Words(), process)
+        proved, _ = registry.publish_folder("good", stand.adapter("plain"))
+        assert proved.proof.status == "proved"
+
+        monkeypatch.setattr(
+            "server.proof.prover.served_logits",
+            lambda *given: tuple(1.1 * logits for logits in served_logits(*given)),
+        )
+        with pytest.raises(InvalidAdapter, match="the parity proof failed"):
+            registry.publish_folder("good", stand.adapter("dora", use_dora=True))
+        assert registry.list() == (proved,)
+        assert registry.publish_folder("good", stand.adapter("plain")) == (proved, False)
+
+        registry.prove = Prover(stand.model, Words(), Silent())
+        unproved, _ = registry.publish_folder("other", stand.adapter("dora", use_dora=True))
+        assert unproved.proof.status == "unavailable"
+    with Registry(tmp_path, stand.model.spec, LIMITS) as registry:
+        assert registry.list() == (proved, unproved)
