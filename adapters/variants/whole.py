@@ -36,10 +36,11 @@ def head_of(names: Names, config: AdapterConfig, base: BaseSpec, shape_of: Shape
                 f"tensor {next(iter(parts.values()))!r}: {base.name} has no module {module}; a trained head "
                 f"needs task_type {' or '.join(HEAD_TASKS)}"
             )
-    if not head and config.task in HEAD_TASKS and config.task not in base.heads:
+    if not head and config.task in HEAD_TASKS:
         raise InvalidAdapter(
             f"adapter_config.json: task_type {config.task!r} needs a trained head, but the weights hold "
-            "none; name it in modules_to_save (score or classifier) when training"
+            "none; name it in modules_to_save (score or classifier) when training, and save without "
+            "path_initial_model_for_weight_conversion, which leaves it out"
         )
     check_head(base, config.task, {name: shape_of(key) for name, key in head.items()})
     return head

@@ -145,6 +145,14 @@ def test_modules_that_cannot_be_trained_as_a_whole(tmp_path: Path) -> None:
     )
 
 
+def test_an_embedding_where_the_base_has_none(tmp_path: Path) -> None:
+    linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    files = made("llama", tmp_path, target_modules=[*linears, "embed_tokens"])
+    files.set(target_modules="all-linear")
+    message = "model.embed_tokens is not an embedding of tokens of tiny"
+    assert message in refused(model("llama"), tmp_path, embeddings={})
+
+
 def test_dora_on_an_embedding(tmp_path: Path) -> None:
     made("llama", tmp_path, target_modules=["embed_tokens", "q_proj"], use_dora=True)
     assert "DoRA on an embedding is not supported; train without model.embed_tokens" in refused(
@@ -196,9 +204,9 @@ def test_experts_that_do_not_fit(tmp_path: Path) -> None:
     )
     key = f"{LAYER}.mlp.experts.lora_A.weight"
     change(files, lambda tensors: tensors.update({key: tensors[key][:-1]}))
-    assert "tiny needs (16, 48) and (80, 16) for model.layers.0.mlp.experts.gate_up_proj" in refused(
-        moe, tmp_path
-    )
+    message = refused(moe, tmp_path)
+    assert "have shapes (15, 48) and (80, 16); tiny needs (16, 48) and (80, 16) for " in message
+    assert "model.layers.0.mlp.experts.gate_up_proj with rank 4" in message
 
 
 def test_experts_as_older_versions_of_peft_laid_them_out(tmp_path: Path) -> None:

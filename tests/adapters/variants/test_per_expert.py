@@ -139,8 +139,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"w2, which adapter_config.json does",
     ),
     "dora": ({"change": _magnitude, "use_dora": True}, r"can have lora_A and lora_B only"),
-    "rslora": ({"use_rslora": True}, r"use_rslora: .*sqrt\(2\)"),
-    "ranks": ({"alpha_pattern": {"experts.1.w1": 5}}, r"tells .*experts.1.w1 from .*experts.0.w1"),
+    "rslora": (
+        {"use_rslora": True},
+        r"use_rslora: once gate and up projections of experts are one .*sqrt\(2\)",
+    ),
+    "ranks": (
+        {"alpha_pattern": {"experts.1.w1": 5}},
+        r"rank_pattern or alpha_pattern tells .*experts.1.w1 from .*experts.0.w1",
+    ),
     "shape": ({"change": _reshape}, r"experts.2.w3.lora_A.weight' has shape \(3, 47\)"),
     "pissa": ({"init_lora_weights": "pissa"}, r"on experts is not supported"),
 }
