@@ -32,7 +32,7 @@ from tests.tiny import make_model
 
 LABELS = 5
 _SIZES = EngineConfig(
-    max_model_len=38, kv_blocks=512, block_size=8, max_batch_tokens=4096, max_running=128, prefix_cache=False
+    max_model_len=48, kv_blocks=512, block_size=8, max_batch_tokens=4096, max_running=128, prefix_cache=False
 )
 Load = Callable[[str], AdapterWeights]
 
@@ -49,6 +49,8 @@ class Base(ABC):
     """One base. `task` is PEFT's name of what adapters of it do; `stock` is the model that PEFT wraps."""
 
     task: str
+    prompts = 2
+    """How many of the matrix's prompts are run."""
     stock: Any
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -126,6 +128,7 @@ class Decoder(Base):
 
 class EncoderDecoder(Base):
     task = "SEQ_2_SEQ_LM"
+    prompts = 6  # each gives few rows, many of them alike
 
     def __init__(self, name: str, folder: Path) -> None:
         super().__init__(name, folder)
