@@ -38,7 +38,10 @@ def check_route(lease: Lease, route: str) -> None:
     base = lease.context.base
     kind = base.kind
     if route not in BY_KIND[kind]:
-        raise _unsupported(f"The model `{lease.model}` is an {kind}; it serves {_listed(BY_KIND[kind])}.")
+        raise _unsupported(
+            f"The base model `{base.name}` is an {kind}; with adapters trained for them, it serves "
+            f"{_listed(BY_KIND[kind])}."
+        )
     if not lease.versions:
         wanted = HEADS.get(route)
         if wanted is not None and base.task != wanted:

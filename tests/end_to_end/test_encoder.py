@@ -118,7 +118,7 @@ def test_the_base_by_itself(live: Live) -> None:
 @pytest.mark.parametrize(
     ("route", "body", "message"),
     [
-        ("completions", {"model": "mood", "prompt": "w1"}, "is an encoder; it serves"),
+        ("completions", {"model": "mood", "prompt": "w1"}, "is an encoder; with adapters trained for them"),
         (
             "chat/completions",
             {"model": "base", "messages": [{"role": "user", "content": "w1"}]},

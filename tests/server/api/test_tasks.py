@@ -41,7 +41,7 @@ def test_kinds_of_bases(client: TestClient, context: ServerContext, kind: BaseKi
     headless = route in (CLASSIFY, TOKEN_CLASSIFY)
     assert status == (200 if route in BY_KIND[kind] and not headless else 400)
     if route not in BY_KIND[kind]:
-        assert message.startswith(f"The model `tiny` is an {kind}; it serves ")
+        assert message.startswith(f"The base model `tiny` is an {kind}; with adapters trained for them")
     elif headless:
         assert "`tiny` has no head of its own to classify with; name an adapter" in message
 
@@ -49,7 +49,8 @@ def test_kinds_of_bases(client: TestClient, context: ServerContext, kind: BaseKi
 def test_an_encoders_message(client: TestClient, context: ServerContext) -> None:
     context.base = replace(context.base, kind="encoder")
     expected = (
-        "The model `tiny` is an encoder; it serves /v1/classify, /v1/token_classify and /v1/embeddings."
+        "The base model `tiny` is an encoder; with adapters trained for them, it serves /v1/classify, "
+        "/v1/token_classify and /v1/embeddings."
     )
     assert ask(client, CHAT, "tiny") == (400, expected)
 
