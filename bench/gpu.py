@@ -21,6 +21,7 @@ from bench.lora_kernels import kernel_cases
 from bench.rounds import Case, Figures, Rounds, run_rounds
 from bench.setting import Bench
 from server.engine.decode import choose_decode
+from server.engine.native.layer import NativeLayer
 
 BATCHES = (1, 8, 32, 128)
 ADAPTERS = 32
@@ -109,6 +110,9 @@ def strip(core: Any) -> None:
         if layer.bias is not None:
             plain.bias = nn.Parameter(layer.bias, requires_grad=False)
         core.model.model.set_submodule(name, plain)
+    for module in core.model.model.modules():
+        if isinstance(module.forward, NativeLayer):  # on a CPU: it holds the layers that were replaced
+            module.forward = module.forward.stock
 
 
 def recapture(core: Any) -> None:

@@ -106,7 +106,7 @@ def with_rank(rank: int) -> bytes:
         ("rank", 413, "rank"),
         ("oversize", 413, "MiB"),
         ("config is not JSON", 400, "adapter_config.json"),
-        ("dora", 400, "use_dora"),
+        ("dora", 400, "has no lora_magnitude_vector beside it"),
     ],
 )
 def test_a_bad_upload_is_named_and_the_server_goes_on(
