@@ -15,7 +15,17 @@ from tests.kit import Families, Family, ask, engine_core, full_logits, preload, 
 from tests.tiny import greedy, peft_model
 
 SIX = ("llama", "qwen2", "qwen3", "mistral", "gpt2", "opt")
-MORE = ("gemma2", "gemma3_text", "gpt_oss", "phi3", "gpt_neo", "gpt_neox", "mixtral", "qwen3_moe", "deepseek_v3")
+MORE = (
+    "gemma2",
+    "gemma3_text",
+    "gpt_oss",
+    "phi3",
+    "gpt_neo",
+    "gpt_neox",
+    "mixtral",
+    "qwen3_moe",
+    "deepseek_v3",
+)
 PROMPTS = prompts(3, 17, 34)
 TOKENS = 10
 ROUGH: dict[str, Any] = {"kv_blocks": 11, "max_model_len": 48, "max_batch_tokens": 16, "max_running": 8}
