@@ -38,7 +38,9 @@ def tables(results: Mapping[str, Cells]) -> str:
         "### bfloat16",
         _table(results, half, reasons),
         "### Where there is nothing to compare",
-        "\n".join(f"{number}. {reason}" for reason, number in reasons.items()),
+        "\n".join(
+            ["| | |", "|---|---|", *(f"| {number} | {reason} |" for reason, number in reasons.items())]
+        ),
     ]
     return "\n\n".join(parts)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from tests.matrix.cells import Cell
+from tests.matrix.cells import PROMPTS, Cell
 from tests.matrix.families import FAMILIES
 from tests.matrix.variants import VARIANTS
 
@@ -43,9 +43,11 @@ def write_results(results: Mapping[str, Cells]) -> None:
 
 
 def configs_digest(family: str) -> str:
-    """Of all that PEFT is asked for on `family`, and of PEFT's version."""
-    configs = {variant: _config(make(FAMILIES[family])) for variant, make in VARIANTS.items()}
-    return hashlib.sha256(json.dumps(configs, default=_plain).encode()).hexdigest()[:16]
+    """Of all that PEFT is asked for on `family`, of its version, and of the prompts."""
+    configs: dict[str, object] = {
+        variant: _config(make(FAMILIES[family])) for variant, make in VARIANTS.items()
+    }
+    return hashlib.sha256(json.dumps([PROMPTS, configs], default=_plain).encode()).hexdigest()[:16]
 
 
 def _config(made: PeftConfig | str) -> object:
