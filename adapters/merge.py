@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.batched import BatchedLinear
+from adapters.batch.batched import BatchedLinear
+from adapters.batch.linear import LinearMap, make_linear
 from adapters.delta import AdapterWeights, ModuleDelta
 from adapters.errors import AdapterError
-from adapters.linear import LinearMap, make_linear
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from contextlib import suppress
 
 import torch
 
-from adapters.cuda.upload import Upload, Uploader, choose_uploader
+from adapters.batch.cuda.upload import Upload, Uploader, choose_uploader
+from adapters.batch.placed import Placed
 from adapters.delta import AdapterWeights
 from adapters.errors import AdapterError, AdapterTooLarge
-from adapters.placed import Placed
 
 
 class Tier:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from adapters.batched import BatchedLinear
+from adapters.batch.batched import BatchedLinear
+from adapters.batch.survey import SeenLinear
+from adapters.checkpoint.variants.common import BaseWeights
 from adapters.quantized import full_parameter
-from adapters.survey import SeenLinear
-from adapters.variants.common import BaseWeights
 
 
 def base_weights(model: nn.Module, linears: Mapping[str, BatchedLinear | SeenLinear]) -> BaseWeights:

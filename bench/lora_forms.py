@@ -1,4 +1,4 @@
-"""The forms of the batched LoRA product: the source of the rates in `adapters/forms.py`."""
+"""The forms of the batched LoRA product: the source of the rates in `adapters/batch/forms.py`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from unittest import mock
 
 import torch
 
-from adapters import forms
-from adapters.batched import AdapterBatch, BatchedLinear
+from adapters.batch import forms
+from adapters.batch.batched import AdapterBatch, BatchedLinear
+from adapters.batch.linear import PackedLinear, PlainLinear, can_pack, has_fast_bfloat16
+from adapters.batch.native.batch import NativeBatch
+from adapters.batch.native.gemm import library
+from adapters.batch.native.linear import NativeLinear
+from adapters.batch.plain import PlainBatch
+from adapters.batch.segment import Segment
 from adapters.delta import AdapterWeights, ModuleDelta
-from adapters.linear import PackedLinear, PlainLinear, can_pack, has_fast_bfloat16
-from adapters.native.batch import NativeBatch
-from adapters.native.gemm import library
-from adapters.native.linear import NativeLinear
-from adapters.plain import PlainBatch
-from adapters.segment import Segment
 from bench.load import median
 from bench.rounds import Figures, Rounds
 from bench.setting import Bench

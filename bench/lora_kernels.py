@@ -33,8 +33,8 @@ class KernelStand:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        from adapters.cuda.table import AdapterTable, GroupShape
-        from adapters.placed import place
+        from adapters.batch.cuda.table import AdapterTable, GroupShape
+        from adapters.batch.placed import place
 
         names = [tuple(name for name, _, _ in group) for group in groups]
         shapes = [GroupShape(group[0][1], tuple(out for _, _, out in group)) for group in groups]
@@ -58,7 +58,7 @@ class KernelStand:
         self._rank = rank
 
     def kernels(self) -> list[Tensor]:
-        from adapters.cuda.lora import expand, shrink
+        from adapters.batch.cuda.lora import expand, shrink
 
         deltas = []
         for x, group in zip(self.inputs, self.table.groups, strict=True):

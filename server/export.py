@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from adapters.base import BaseSpec, ExpertsSpec
+from adapters.batch.survey import SeenLinear, survey
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.reader import read_adapter
 from adapters.delta import AdapterWeights, EmbeddingDelta, ExpertsDelta
 from adapters.errors import AdapterError, InvalidAdapter
 from adapters.limits import AdapterLimits
 from adapters.merge import merged_bias, merged_weight
-from adapters.reader import read_adapter
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE
-from adapters.survey import SeenLinear, survey
 from adapters.weights import base_weights
 from server.engine import loading
 

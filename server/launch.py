@@ -21,12 +21,12 @@ import torch
 import uvicorn
 
 from adapters.base import BaseKind
-from adapters.batched import BatchSizes
+from adapters.batch.batched import BatchSizes
 from adapters.errors import AdapterError
 from adapters.limits import AdapterLimits
 from adapters.merge import build_merged
 from adapters.mixture import Mixtures
-from adapters.registry import AdapterVersion, Registry
+from adapters.registry.registry import AdapterVersion, Registry
 from adapters.residency import Residency
 from adapters.weights import base_weights
 from server.api.app import create_app

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from adapters.native.switch import DISABLE
+from adapters.batch.native.switch import DISABLE
 
 GIB = 1024**3
 MIB = 1024**2

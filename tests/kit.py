@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
+from adapters.batch.placed import Placed
+from adapters.batch.plain import PlainBatch
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.reader import read_adapter
 from adapters.delta import AdapterWeights
 from adapters.limits import AdapterLimits
-from adapters.placed import Placed
-from adapters.plain import PlainBatch
-from adapters.reader import read_adapter
 from adapters.residency import Residency
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from server.engine.base import ServedModel
 from server.engine.core import EngineConfig, EngineCore, Results
 from server.engine.gathered import GatheredPlan

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from adapters.config_fields import APPLIED, NO_EFFECT, REFUSED
+from adapters.checkpoint.config_fields import APPLIED, NO_EFFECT, REFUSED
 from server.api.app import create_app
 from server.api.body import parse_json
 from server.api.chat_schema import ChatRequest

@@ -20,12 +20,12 @@ from peft.utils import merge_utils
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters.config import LoraConfig, parse_config
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.config import LoraConfig, parse_config
+from adapters.checkpoint.keys import PREFIX, Names, sort_names
+from adapters.checkpoint.safetensors_file import read_header
 from adapters.errors import InvalidAdapter
-from adapters.keys import PREFIX, Names, sort_names
 from adapters.limits import AdapterLimits
-from adapters.safetensors_file import read_header
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 
 Task = Callable[[list[Tensor], Tensor], Tensor]
 PLAIN = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")

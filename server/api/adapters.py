@@ -9,10 +9,10 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from adapters.catalog import AdapterVersion
 from adapters.errors import InvalidName
-from adapters.lineage import quantization_warning
-from adapters.names import parse_ref
+from adapters.registry.catalog import AdapterVersion
+from adapters.registry.lineage import quantization_warning
+from adapters.registry.names import parse_ref
 from server.api.context import MAX_UPLOADS, Context, OpenContext, ServerContext
 from server.api.errors import busy, from_adapter_error
 from server.api.publishing import publish

@@ -11,8 +11,8 @@ import anyio
 from fastapi import Depends, Request
 
 from adapters.base import BaseSpec
-from adapters.catalog import AdapterVersion
 from adapters.mixture import Mixtures
+from adapters.registry.catalog import AdapterVersion
 from server.api.errors import draining
 from server.api.tokens import TokenBytes
 from server.engine.request import GenerationOutput, GenerationRequest, PoolingOutput, PoolingRequest
@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 
 class Registry(Protocol):
-    """The part of `adapters.registry.Registry` that HTTP needs; only publishing and deleting block."""
+    """The part of the registry that HTTP needs; only publishing and deleting block."""
 
     def publish(
         self,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from adapters.catalog import AdapterVersion
 from adapters.errors import AdapterNotFound
+from adapters.registry.catalog import AdapterVersion
 from server.api.context import Context, ServerContext
 from server.api.errors import model_not_found
 

@@ -16,7 +16,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from adapters.labels import MAX_LABELS_BYTES
+from adapters.checkpoint.labels import MAX_LABELS_BYTES
 from server.api.errors import APIError
 from server.settings import MIB, Settings
 

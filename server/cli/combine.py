@@ -87,7 +87,7 @@ def _folder(place: str, data_dir: Path | None) -> Path:
 
 def _published(ref: str, data_dir: Path) -> Path | None:
     """The files of `name` (its newest version) or `name@3`; a server may run on them meanwhile."""
-    from adapters.catalog import Catalog
+    from adapters.registry.catalog import Catalog
 
     catalog = Catalog(data_dir / "registry.sqlite3")
     try:

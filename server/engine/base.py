@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adapters.batched import BatchSizes
-from adapters.survey import PROBE_TOKENS, MakeBatch, choose_batch, survey
+from adapters.batch.batched import BatchSizes
+from adapters.batch.survey import PROBE_TOKENS, MakeBatch, choose_batch, survey
 from adapters.weights import base_weights
 from server.engine.attention import AttentionPlan, KVCache, StepLayout, attention_plan
 from server.engine.checksum import weights_checksum

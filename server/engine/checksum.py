@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from adapters.batched import BatchedLinear
+from adapters.batch.batched import BatchedLinear
 
 
 def weights_checksum(model: nn.Module, linears: Mapping[str, BatchedLinear]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from adapters.cuda.available import has_kernels
+from adapters.batch.cuda.available import has_kernels
 from server.engine.attention import KVCache, StepLayout
 from server.engine.base import ServedModel
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from adapters.base import BaseKind
-from adapters.linear import has_fast_bfloat16
+from adapters.batch.linear import has_fast_bfloat16
 from adapters.quantized import Quantization, hold_quantized
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from adapters.cuda.available import has_kernels
+from adapters.batch.cuda.available import has_kernels
 from server.engine import sampler
 from server.engine.attention import AttentionPlan
 from server.engine.cuda import sampling

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapters.batch.placed import Placed
 from adapters.errors import InvalidAdapter
-from adapters.placed import Placed
 from server.engine.request import PoolingOutput, PoolingRequest
 from server.engine.sequence import PagedSequence
 

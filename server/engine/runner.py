@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from adapters.segment import Segment
+from adapters.batch.segment import Segment
 from server.engine.attention import KVCache, StepLayout
 from server.engine.base import ServedModel
 from server.engine.decode import DecodePath

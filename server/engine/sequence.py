@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence as Row
 from itertools import count
 
+from adapters.batch.placed import Placed
 from adapters.errors import InvalidAdapter
-from adapters.placed import Placed
 from server.engine.detokenize import TextStream
 from server.engine.kv import adapted_hash, block_hash, root_hash
 from server.engine.request import GenerationRequest, Request, TokenLogprob

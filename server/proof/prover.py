@@ -15,7 +15,7 @@ from torch import Tensor
 from adapters.base import BaseSpec
 from adapters.delta import AdapterWeights
 from adapters.errors import AdapterError, InvalidAdapter, ProofUnavailable
-from adapters.proof import Proof
+from adapters.registry.proof import Proof
 from server.engine.base import ServedModel
 from server.engine.loading import context_length
 from server.engine.request import EngineError
@@ -46,7 +46,7 @@ def at_once(function: Callable[[], Logits]) -> Logits:
 
 
 class Prover:
-    """Compares adapters with PEFT; see `adapters.proof.Prove`.
+    """Compares adapters with PEFT; see `adapters.registry.proof.Prove`.
 
     Attributes:
         run: how the batched path is reached; a server sets its engine's thread.

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import BaseKind
-from adapters.config import parse_config
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.config import parse_config
+from adapters.checkpoint.derived import Derived
+from adapters.checkpoint.digest import content_digest
+from adapters.checkpoint.labels import labels_beside, parse_labels
+from adapters.checkpoint.plan import plan_adapter
+from adapters.checkpoint.reader import AdapterReader
+from adapters.checkpoint.safetensors_file import read_header
+from adapters.checkpoint.values import check_values
 from adapters.delta import AdapterWeights, EmbeddingDelta, ModuleDelta
-from adapters.derived import Derived
-from adapters.digest import content_digest
 from adapters.errors import InvalidAdapter
-from adapters.labels import labels_beside, parse_labels
 from adapters.limits import AdapterLimits
-from adapters.plan import plan_adapter
-from adapters.reader import AdapterReader
-from adapters.safetensors_file import read_header
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE
-from adapters.values import check_values
 from adapters.weights import base_weights
 from server.engine import loading
 from server.engine.base import ServedModel

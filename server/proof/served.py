@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.placed import Placed
-from adapters.segment import Segment
+from adapters.batch.placed import Placed
+from adapters.batch.segment import Segment
 from server.engine.attention import KVCache, StepLayout
 from server.engine.base import ServedModel
 from server.engine.sequence import invoked_at

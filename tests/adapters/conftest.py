@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from adapters.base import BaseSpec
+from adapters.batch.survey import survey
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
 from adapters.limits import AdapterLimits
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE
-from adapters.survey import survey
 
 LIMITS = AdapterLimits()
 

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from adapters.base import BaseSpec
+from adapters.batch.survey import survey
+from adapters.checkpoint.reader import read_adapter
 from adapters.delta import AdapterWeights, EmbeddingDelta, ModuleDelta
-from adapters.reader import read_adapter
-from adapters.survey import survey
 from tests.adapters.conftest import LIMITS, AdapterFiles
 from tests.tiny import VOCAB
 

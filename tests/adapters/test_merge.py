@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.batched import BatchedLinear
+from adapters.batch.batched import BatchedLinear
+from adapters.batch.linear import make_linear
+from adapters.batch.plain import PlainBatch
 from adapters.delta import AdapterWeights, EmbeddingDelta, ExpertsDelta, ModuleDelta
 from adapters.errors import AdapterError
-from adapters.linear import make_linear
 from adapters.merge import build_merged, merged_weight
-from adapters.plain import PlainBatch
 
 GENERATOR = torch.Generator().manual_seed(0)
 WEIGHT = torch.randn(6, 4, generator=GENERATOR)

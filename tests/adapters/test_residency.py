@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from adapters.cuda.upload import Upload, Uploader
+from adapters.batch.cuda.upload import Upload, Uploader
+from adapters.batch.placed import Placed, place
 from adapters.delta import AdapterWeights, ModuleDelta
 from adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter
-from adapters.placed import Placed, place
 from adapters.residency import Residency, Tier
 
 CPU = torch.device("cpu")

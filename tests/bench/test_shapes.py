@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from adapters.batch.survey import survey
+from adapters.checkpoint.reader import read_adapter
 from adapters.limits import AdapterLimits
-from adapters.reader import read_adapter
-from adapters.survey import survey
 from bench import shapes
 
 TINY = {

@@ -14,7 +14,7 @@ from peft import PeftConfig
 from torch import Tensor
 
 from adapters.errors import AdapterError
-from adapters.registry import Registry
+from adapters.registry.registry import Registry
 from server.engine.loading import UnsupportedModel
 from tests.adapters.records import trained, untrained
 from tests.kit import LIMITS, prompts

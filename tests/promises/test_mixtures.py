@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 
 from adapters.mixture import Mixture, Mixtures
-from adapters.registry import Registry
+from adapters.registry.registry import Registry
 from adapters.weights import base_weights
 from tests.adapters.records import trained
 from tests.kit import LIMITS, Families, Family, ask, engine_core, preload, prompts, run_all

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters import forms
+from adapters.batch import forms
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.reader import read_adapter
 from adapters.delta import AdapterWeights
 from adapters.limits import AdapterLimits
-from adapters.reader import read_adapter
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from tests.kit import Families, Family, ask, engine_core, prompts, run_all
 
 PROMPTS = prompts(5, 14, 23, 31)

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters.config_fields import APPLIED, NO_EFFECT, REFUSED
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.config_fields import APPLIED, NO_EFFECT, REFUSED
+from adapters.checkpoint.reader import read_adapter
 from adapters.delta import AdapterWeights
 from adapters.errors import InvalidAdapter
-from adapters.reader import read_adapter
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from tests.adapters.records import applied, trained
 from tests.kit import LIMITS, Families, Family, full_logits, prompts
 from tests.tiny import make_adapter, peft_model
@@ -30,7 +30,7 @@ PROMPT = prompts(12)[0]
 SOME = ["q_proj", "v_proj", "down_proj"]
 
 ALWAYS_THE_SAME = {"peft_type", "task_type"}  # LORA and CAUSAL_LM here
-EXPERTS = {"target_parameters"}  # of which this base has none; see tests/adapters/test_variants.py
+EXPERTS = {"target_parameters"}  # of which this base has none; see tests/adapters/checkpoint/test_variants.py
 TRAINED_WITH: dict[str, dict[str, Any]] = {
     "r": {"r": 7},
     "lora_alpha": {"lora_alpha": 3},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters import forms
+from adapters.batch import forms
 from adapters.merge import build_merged
 from server.engine.request import GenerationRequest
 from tests.kit import Families, Family, ask, engine_core, full_logits, preload, prompts, run_all

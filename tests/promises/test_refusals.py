@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from adapters import patterns
-from adapters.config import parse_config
-from adapters.config_fields import ADALORA_REFUSED, REFUSED
+from adapters.checkpoint import patterns
+from adapters.checkpoint.config import parse_config
+from adapters.checkpoint.config_fields import ADALORA_REFUSED, REFUSED
+from adapters.checkpoint.patterns import NamePattern
+from adapters.checkpoint.variants.table import READERS, tuner
+from adapters.checkpoint.variants.unsupported import UNSUPPORTED
 from adapters.delta import AdapterWeights, EmbeddingDelta, ModuleDelta
 from adapters.errors import AdapterError
-from adapters.lineage import quantization_beside
-from adapters.names import check_new_name, parse_ref
-from adapters.patterns import NamePattern
-from adapters.variants.table import READERS, tuner
-from adapters.variants.unsupported import UNSUPPORTED
+from adapters.registry.lineage import quantization_beside
+from adapters.registry.names import check_new_name, parse_ref
 from tests.kit import LIMITS, Families
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapters.registry import Registry
+from adapters.registry.registry import Registry
 from server.engine.core import EngineCore, Results
 from tests.kit import LIMITS, Answer, Family, ask, engine_core, step
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.cuda.batch import CudaBatch
+from adapters.batch.cuda.batch import CudaBatch
 from server.engine.attention import KVCache, StepLayout
 from server.engine.base import ServedModel
 from server.engine.cuda.paged import PagedStep

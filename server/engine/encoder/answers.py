@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adapters.batch.placed import Placed
 from adapters.errors import InvalidAdapter
-from adapters.placed import Placed
 from server.engine.encoder.model import EncoderModel
 from server.engine.encoder.sequence import EncoderSequence
 from server.engine.request import Pooling, PoolingOutput

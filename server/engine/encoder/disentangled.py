@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.positions import PositionLinear
+from adapters.batch.positions import PositionLinear
 
 
 def position_rows(config: Any, tokens: int) -> int:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.batched import BatchSizes
-from adapters.heads import check_head
-from adapters.placed import Placed
-from adapters.segment import Segment
-from adapters.survey import PROBE_TOKENS, MakeBatch, choose_batch, survey
+from adapters.batch.batched import BatchSizes
+from adapters.batch.heads import check_head
+from adapters.batch.placed import Placed
+from adapters.batch.segment import Segment
+from adapters.batch.survey import PROBE_TOKENS, MakeBatch, choose_batch, survey
 from server.engine.checksum import weights_checksum
 from server.engine.encoder.disentangled import position_rows, use_own_positions
 from server.engine.encoder.heads import Head, task_heads

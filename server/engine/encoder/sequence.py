@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
-from adapters.placed import Placed
+from adapters.batch.placed import Placed
 from server.engine.request import PoolingRequest, PoolingTask
 
 HEAD_TASKS: dict[PoolingTask, str] = {"classify": "SEQ_CLS", "token_classify": "TOKEN_CLS"}

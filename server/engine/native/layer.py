@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.batched import BatchedLinear
-from adapters.native.build import load_library
+from adapters.batch.batched import BatchedLinear
+from adapters.batch.native.build import load_library
 from server.engine.attention import current_plan
 from server.engine.native.norms import NativeRMSNorm
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adapters.native.build import load_library
+from adapters.batch.native.build import load_library
 
 _SOURCE = Path(__file__).with_name("norm.cpp")
 _PROBE_ROWS = 3

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.native.build import load_library
+from adapters.batch.native.build import load_library
 from server.engine.attention import AttentionPlan, KVCache, StepLayout
 
 SOURCE = Path(__file__).with_name("attention.cpp")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adapters.batched import AdapterBatch, BatchSizes
-from adapters.placed import Placed
-from adapters.segment import Segment
-from adapters.survey import PROBE_TARGET, MakeBatch, choose_batch, survey
+from adapters.batch.batched import AdapterBatch, BatchSizes
+from adapters.batch.placed import Placed
+from adapters.batch.segment import Segment
+from adapters.batch.survey import PROBE_TARGET, MakeBatch, choose_batch, survey
 from server.engine.checksum import weights_checksum
 from server.engine.loading import UnsupportedModel, refuse_unsupported
 from server.engine.native.norms import use_native_norms

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from adapters.base import BaseSpec
-from adapters.catalog import AdapterVersion
 from adapters.delta import AdapterWeights
 from adapters.errors import AdapterNotFound, InvalidAdapter
 from adapters.mixture import Mixtures
-from adapters.names import check_new_name, parse_ref
+from adapters.registry.catalog import AdapterVersion
+from adapters.registry.names import check_new_name, parse_ref
 from server.api.context import ServerContext
 from server.api.tokens import byte_level_table
 from server.engine.request import (

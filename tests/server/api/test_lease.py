@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from adapters.catalog import AdapterVersion
 from adapters.errors import AdapterNotFound, AdapterTooLarge
 from adapters.mixture import Mixture
+from adapters.registry.catalog import AdapterVersion
 from server.api.context import ServerContext
 from server.api.errors import APIError
 from server.api.lease import acquire, leased

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.labels import MAX_LABELS_BYTES
+from adapters.checkpoint.labels import MAX_LABELS_BYTES
 from server.api import limits
 from server.api.app import create_app
 from server.api.context import ServerContext

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from adapters.base import BaseSpec, LinearSpec
 from adapters.errors import AdapterNotFound
 from adapters.limits import AdapterLimits
-from adapters.registry import Registry
+from adapters.registry.registry import Registry
 from server.cli.combine import parse_input
 from server.cli.main import main
 from training.base import ADAPTERS_DIR

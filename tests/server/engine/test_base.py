@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BartForConditionalGeneration
 
-from adapters.linear import make_linear
+from adapters.batch.linear import make_linear
 from server.engine import attention
 from server.engine.attention import paged_attention
 from server.engine.base import ServedModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapters.cuda import available
+from adapters.batch.cuda import available
 from server.engine import sampler
 from server.engine.cuda import sampling
 from server.engine.cuda.plan import PagedPlan

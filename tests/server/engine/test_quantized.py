@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from adapters.batch.native.batch import NativeBatch
+from adapters.batch.plain import PlainBatch
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.reader import read_adapter
 from adapters.delta import AdapterWeights
 from adapters.limits import AdapterLimits
 from adapters.merge import build_merged
-from adapters.native.batch import NativeBatch
-from adapters.plain import PlainBatch
 from adapters.quantized import Quantization, QuantizedMap
-from adapters.reader import read_adapter
-from adapters.registry import Registry
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE
+from adapters.registry.registry import Registry
 from adapters.weights import base_weights
 from server.engine.base import ServedModel
 from server.engine.gathered import GatheredPlan

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.segment import Segment
+from adapters.batch.segment import Segment
 from server.engine.attention import AttentionPlan, StepLayout
 from server.engine.core import EngineCore
 from tests.kit import Families, Family, ask, engine_core, preload, prompts, run_all

@@ -10,9 +10,9 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.reader import read_adapter
 from adapters.delta import AdapterWeights
-from adapters.reader import read_adapter
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from server.engine.base import ServedModel
 from tests.kit import LIMITS
 from tests.tiny import VOCAB, make_adapter, make_model

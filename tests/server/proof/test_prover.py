@@ -13,8 +13,8 @@ import torch
 
 from adapters.delta import AdapterWeights
 from adapters.errors import InvalidAdapter, ProofUnavailable
-from adapters.proof import Proof
-from adapters.registry import Registry
+from adapters.registry.proof import Proof
+from adapters.registry.registry import Registry
 from server.proof.process import OracleLogits, PeftProcess, Unavailable
 from server.proof.prover import Prover, not_covered
 from server.proof.served import served_logits

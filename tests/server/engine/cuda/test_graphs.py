@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.batched import BatchSizes
-from adapters.cuda import batch as lora
-from adapters.cuda.batch import CudaBatch
+from adapters.batch.batched import BatchSizes
+from adapters.batch.cuda import batch as lora
+from adapters.batch.cuda.batch import CudaBatch
 from adapters.delta import AdapterWeights, ModuleDelta
 from server.engine.attention import StepLayout
 from server.engine.base import ServedModel

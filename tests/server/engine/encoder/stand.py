@@ -19,11 +19,11 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from adapters.batch.placed import Placed
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.reader import read_adapter
 from adapters.delta import AdapterWeights
 from adapters.limits import AdapterLimits
-from adapters.placed import Placed
-from adapters.reader import read_adapter
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from adapters.weights import base_weights
 from server.engine.encoder.answers import answers
 from server.engine.encoder.loading import load_encoder

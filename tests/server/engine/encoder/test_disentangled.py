@@ -12,10 +12,10 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     build_relative_position,
 )
 
-from adapters.batched import BatchedLinear
-from adapters.linear import PlainLinear
-from adapters.plain import PlainBatch
-from adapters.positions import PositionLinear, PositionOwners
+from adapters.batch.batched import BatchedLinear
+from adapters.batch.linear import PlainLinear
+from adapters.batch.plain import PlainBatch
+from adapters.batch.positions import PositionLinear, PositionOwners
 from server.engine.encoder.disentangled import position_rows, position_scores
 from tests.server.engine.encoder.stand import FAMILIES
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from adapters.cuda.batch import CudaBatch
+from adapters.batch.cuda.batch import CudaBatch
+from adapters.batch.plain import PlainBatch
 from adapters.errors import InvalidAdapter
-from adapters.plain import PlainBatch
 from server.engine.encoder.model import EncoderModel
 from server.engine.request import Pooling, PoolingRequest, PoolingTask
 from tests.server.engine.encoder.stand import (

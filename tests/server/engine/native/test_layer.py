@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from adapters.native.gemm import library
+from adapters.batch.native.gemm import library
 from server.engine.attention import KVCache, StepLayout
 from server.engine.base import ServedModel
 from server.engine.native.layer import NativeLayer

@@ -15,10 +15,10 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.reader import read_adapter
 from adapters.delta import AdapterWeights
-from adapters.reader import read_adapter
 from adapters.residency import Residency
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from adapters.weights import base_weights
 from server.engine.core import EngineConfig
 from server.engine.request import GenerationRequest

@@ -9,9 +9,9 @@ import random
 import pytest
 import torch
 
+from adapters.batch.plain import PlainBatch
 from adapters.delta import AdapterWeights
 from adapters.errors import InvalidAdapter
-from adapters.plain import PlainBatch
 from server.engine.request import PoolingRequest, QueueFull
 from server.engine.seq2seq.model import Seq2SeqModel
 from tests.kit import Answers, ask, letters, prompts

@@ -6,8 +6,8 @@ import copy
 
 import torch
 
-from adapters.batched import BatchSizes
-from adapters.cuda.batch import CudaBatch
+from adapters.batch.batched import BatchSizes
+from adapters.batch.cuda.batch import CudaBatch
 from server.engine.seq2seq.model import Seq2SeqModel
 from tests.kit import ask, prompts
 from tests.server.engine.seq2seq.conftest import MakeFamily
