@@ -121,7 +121,7 @@ def test_every_field_of_a_config_is_in_the_docs() -> None:
 
 def _messages() -> Iterator[str]:
     """The longest fixed part of every error that an adapter can be refused with."""
-    for path in sorted((ROOT / "adapters").glob("*.py")):
+    for path in sorted([*(ROOT / "adapters").glob("*.py"), *(ROOT / "adapters").glob("[!.]*/*.py")]):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and node.args and ast.unparse(node.func) in ERRORS:
                 parts = [
@@ -145,7 +145,8 @@ def test_every_check_of_an_adapter_is_in_the_docs() -> None:
 @pytest.mark.parametrize("page", ["SECURITY.md", "docs/structure.md"])
 def test_files_that_pages_name_exist(page: str) -> None:
     text = (ROOT / page).read_text()
-    folders = ("", "server/api/", "server/engine/", "adapters/", "server/")
+    rooms = ("checkpoint", "batch", "registry", "blobs")
+    folders = ("", "server/api/", "server/engine/", "server/", *(f"adapters/{room}/" for room in rooms))
     for path in re.findall(r"`([a-z_/]+\.(?:py|md|yml))`", text):
         assert any((ROOT / folder / path).is_file() for folder in folders), path
 
