@@ -71,6 +71,7 @@ class GenerationRequest:
         scope: whose KV may be shared; requests of different scopes never share.
         invocation: the adapter's own `AdapterWeights.invocation`: it acts from the last time that these
             tokens occur in the prompt, and not at all if they do not; empty: from the first token on.
+        tenant: whose share of the batch it takes.
     """
 
     request_id: str
@@ -79,6 +80,7 @@ class GenerationRequest:
     adapter: str | None = None
     scope: str = ""
     invocation: tuple[int, ...] = ()
+    tenant: str = ""
 
 
 PoolingTask = Literal["embed", "classify", "token_classify"]
@@ -90,7 +92,7 @@ class PoolingRequest:
     """One sequence to embed or to classify: nothing is generated.
 
     Attributes:
-        request_id, prompt, adapter, scope, invocation: as in `GenerationRequest`.
+        request_id, prompt, adapter, scope, invocation, tenant: as in `GenerationRequest`.
         task: `embed` gives the pooled hidden state; the others put it through the adapter's head.
         pooling: of which tokens' last hidden states; `token_classify` uses each by itself.
     """
@@ -102,6 +104,7 @@ class PoolingRequest:
     adapter: str | None = None
     scope: str = ""
     invocation: tuple[int, ...] = ()
+    tenant: str = ""
 
 
 Request = GenerationRequest | PoolingRequest
