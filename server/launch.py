@@ -26,7 +26,8 @@ from adapters.errors import AdapterError
 from adapters.limits import AdapterLimits
 from adapters.merge import build_merged
 from adapters.mixture import Mixtures
-from adapters.registry.registry import AdapterVersion, Registry
+from adapters.registry.records import AdapterVersion
+from adapters.registry.registry import Registry
 from adapters.residency import Residency
 from adapters.weights import base_weights
 from server.api.app import create_app

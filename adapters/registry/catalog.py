@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from sqlalchemy import (
 )
 
 from adapters.registry.proof import NO_PROOF, Proof
+from adapters.registry.records import AdapterVersion
 
 _METADATA = MetaData()
 _VERSIONS = Table(
@@ -73,50 +74,6 @@ _PROOF = {
 _VARIANT = "lora"  # of rows that were written before there were others
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterVersion:
-    """One published version; it never changes.
-
-    Attributes:
-        digest: identity of the content, hex.
-        base_digest: the base that it was checked against, hex.
-        created: Unix time in seconds.
-        size: bytes of the weights file.
-        rank: largest of all its modules.
-        parameters: numbers in all its tensors.
-        target_modules: distinct last components of the wrapped modules' names, sorted.
-        source: where it came from, in the publisher's words.
-        task, labels, invocation: as in `AdapterWeights`.
-        trained_on_quantization: of its base while it was trained, as `lineage.py` has it; None: nobody said.
-        variant: what it is, in a short name such as `lora`, `dora`, `pissa` or `vera`.
-        unmixable: why it can't be scaled or be part of a mixture; empty if it can.
-        proof: what the comparison with PEFT said before it was published.
-    """
-
-    name: str
-    version: int
-    digest: str
-    base_digest: str
-    created: float
-    size: int
-    rank: int
-    parameters: int
-    target_modules: tuple[str, ...]
-    source: str = ""
-    task: str | None = None
-    labels: tuple[str, ...] = ()
-    invocation: tuple[int, ...] = ()
-    variant: str = _VARIANT
-    trained_on_quantization: str | None = None
-    unmixable: str = ""
-    proof: Proof = NO_PROOF
-
-    @property
-    def ref(self) -> str:
-        """`name@version`."""
-        return f"{self.name}@{self.version}"
-
-
 class Catalog:
     """The versions in one SQLite file. What a method has written survives a crash once it returns."""
 
@@ -145,6 +102,7 @@ class Catalog:
         row = asdict(version) | {name: list(getattr(version, name)) for name in _LISTS}
         proof = row.pop("proof")
         row |= {column: proof[name] for name, column in _PROOF.items()}
+        row = {name: value for name, value in row.items() if name in _VERSIONS.columns}
         with self._engine.begin() as connection:
             connection.execute(insert(_VERSIONS).values(row))
 

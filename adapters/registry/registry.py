@@ -43,10 +43,11 @@ from adapters.errors import (
 )
 from adapters.limits import AdapterLimits
 from adapters.mixture import unmixable
-from adapters.registry.catalog import AdapterVersion, Catalog
+from adapters.registry.catalog import Catalog
 from adapters.registry.lineage import check_quantization, quantization_beside, quantization_warning
-from adapters.registry.names import check_new_name, parse_ref
+from adapters.registry.names import Ref, check_new_name, parse_ref
 from adapters.registry.proof import Proof, Prove, prove_nothing
+from adapters.registry.records import AdapterVersion
 from adapters.registry.snapshot import Snapshot
 
 __all__ = ["AdapterVersion", "Registry"]
@@ -349,12 +350,12 @@ class Registry:
 
     def _matching(self, ref: str) -> tuple[AdapterVersion, ...]:
         try:
-            name, number = parse_ref(ref)
+            parsed = parse_ref(ref)
         except InvalidName:
-            name, number = "", None
-        found = self.versions(name)
-        if number is not None:
-            found = tuple(version for version in found if version.version == number)
+            parsed = Ref(None, "")
+        found = self.versions(parsed.name) if parsed.tenant is None and parsed.alias is None else ()
+        if parsed.version is not None:
+            found = tuple(version for version in found if version.version == parsed.version)
         if not found:
             raise AdapterNotFound(f"no adapter {ref[:100]!r}; GET /v1/models lists what there is")
         return found

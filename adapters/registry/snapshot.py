@@ -6,7 +6,7 @@ from collections import Counter
 from threading import Lock
 
 from adapters.errors import AdapterNotFound
-from adapters.registry.catalog import AdapterVersion
+from adapters.registry.records import AdapterVersion
 
 
 class Snapshot:

@@ -10,9 +10,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from adapters.errors import InvalidName
-from adapters.registry.catalog import AdapterVersion
 from adapters.registry.lineage import quantization_warning
 from adapters.registry.names import parse_ref
+from adapters.registry.records import AdapterVersion
 from server.api.context import MAX_UPLOADS, Context, OpenContext, ServerContext
 from server.api.errors import busy, from_adapter_error
 from server.api.publishing import publish
@@ -64,10 +64,14 @@ async def list_adapters(
     versions = context.registry.list()
     if after is not None:
         try:
-            name, number = parse_ref(after)
+            mark = parse_ref(after)
         except InvalidName as error:
             raise from_adapter_error(error, param="after") from None
-        versions = [version for version in versions if (version.name, version.version) > (name, number or 0)]
+        versions = [
+            version
+            for version in versions
+            if (version.name, version.version) > (mark.name, mark.version or 0)
+        ]
     page = versions[:limit]
     return {
         "object": "list",

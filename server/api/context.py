@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 
 from adapters.base import BaseSpec
 from adapters.mixture import Mixtures
-from adapters.registry.catalog import AdapterVersion
+from adapters.registry.records import AdapterVersion
 from server.api.errors import draining
 from server.api.tokens import TokenBytes
 from server.engine.request import GenerationOutput, GenerationRequest, PoolingOutput, PoolingRequest

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from adapters.errors import AdapterError, AdapterNotFound
 from adapters.mixture import Mixture
-from adapters.registry.catalog import AdapterVersion
+from adapters.registry.records import AdapterVersion
 from server.api.context import ServerContext
 from server.api.errors import APIError, from_adapter_error, model_not_found
 from server.api.schemas import AdapterShare, invalid

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from adapters.errors import AdapterNotFound
-from adapters.registry.catalog import AdapterVersion
+from adapters.registry.records import AdapterVersion
 from server.api.context import Context, ServerContext
 from server.api.errors import model_not_found
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import anyio.to_thread
 
 from adapters.errors import AdapterError
-from adapters.registry.catalog import AdapterVersion
+from adapters.registry.records import AdapterVersion
 from server.api.context import ServerContext
 
 

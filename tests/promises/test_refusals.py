@@ -116,7 +116,10 @@ def test_refused_tuners(peft_type: str) -> None:
 
 
 CASES: list[tuple[Callable[[], object], str]] = [
-    (lambda: parse_ref("A@"), "'A@' is not an adapter name such as 'name' or 'name@3'"),
+    (
+        lambda: parse_ref("A@"),
+        "'A@' is not an adapter name such as 'name', 'name@3', 'name@prod' or 'tenant/name'",
+    ),
     (lambda: check_new_name("Tone", "b"), "adapter name 'Tone' has capital letters; use 'tone'"),
     (
         lambda: check_new_name("a b", "b"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from adapters.errors import AdapterNotFound
-from adapters.registry.catalog import AdapterVersion
+from adapters.registry.records import AdapterVersion
 from adapters.registry.snapshot import Snapshot
 
 ONE = AdapterVersion("one", 1, "a" * 64, "b" * 64, 0.0, 1, 1, 1, ("q",))

@@ -19,8 +19,8 @@ from adapters.base import BaseSpec
 from adapters.delta import AdapterWeights
 from adapters.errors import AdapterNotFound, InvalidAdapter
 from adapters.mixture import Mixtures
-from adapters.registry.catalog import AdapterVersion
-from adapters.registry.names import check_new_name, parse_ref
+from adapters.registry.names import Ref, check_new_name, parse_ref
+from adapters.registry.records import AdapterVersion
 from server.api.context import ServerContext
 from server.api.tokens import byte_level_table
 from server.engine.request import (
@@ -284,10 +284,10 @@ class FakeRegistry:
 
     def _matching(self, ref: str) -> Sequence[AdapterVersion]:
         try:
-            name, number = parse_ref(ref)
+            parsed = parse_ref(ref)
         except Exception:
-            name, number = "", None
-        found = [v for v in self.live.get(name, ()) if number is None or v.version == number]
+            parsed = Ref(None, "")
+        found = [v for v in self.live.get(parsed.name, ()) if parsed.version in (None, v.version)]
         if not found:
             raise AdapterNotFound(f"no adapter {ref!r}")
         return found

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from adapters.errors import AdapterNotFound, AdapterTooLarge
 from adapters.mixture import Mixture
-from adapters.registry.catalog import AdapterVersion
+from adapters.registry.records import AdapterVersion
 from server.api.context import ServerContext
 from server.api.errors import APIError
 from server.api.lease import acquire, leased
