@@ -8,6 +8,8 @@ import torch
 from tests.gpu import DEVICE  # before all that imports triton
 from tests.kit import Families
 
+pytest_plugins = ["tests.postgres"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
