@@ -32,3 +32,11 @@ class ProofUnavailable(AdapterError):
 
 class AdapterConflict(AdapterError):
     """The request contradicts what is stored, such as loading a name twice: a 409 over HTTP."""
+
+
+class AdapterForbidden(AdapterError):
+    """The caller sees the adapter but does not own it, and would change it: a 403 over HTTP."""
+
+
+class QuotaExceeded(AdapterError):
+    """The tenant has as much as its quota allows; the message names both numbers: a 403 over HTTP."""

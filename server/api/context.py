@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, cast
 
 import anyio
@@ -12,8 +11,8 @@ from fastapi import Depends, Request
 
 from adapters.base import BaseSpec
 from adapters.mixture import Mixtures
-from adapters.registry.records import AdapterVersion
 from server.api.errors import draining
+from server.api.registry import Registry
 from server.api.tokens import TokenBytes
 from server.engine.request import GenerationOutput, GenerationRequest, PoolingOutput, PoolingRequest
 from server.engine.stats import EngineStats
@@ -45,34 +44,6 @@ class Engine(Protocol):
     def residency(self, digest: str) -> str: ...
 
     def prefetch(self, digest: str) -> None: ...
-
-
-class Registry(Protocol):
-    """The part of the registry that HTTP needs; only publishing and deleting block."""
-
-    def publish(
-        self,
-        name: str,
-        config: bytes,
-        weights: Path,
-        source: str = "",
-        labels: bytes | None = None,
-        quantization: str | None = None,
-    ) -> tuple[AdapterVersion, bool]: ...
-
-    def publish_folder(self, name: str, folder: Path, source: str = "") -> tuple[AdapterVersion, bool]: ...
-
-    def resolve(self, ref: str) -> AdapterVersion: ...
-
-    def list(self) -> Sequence[AdapterVersion]: ...
-
-    def versions(self, name: str) -> Sequence[AdapterVersion]: ...
-
-    def delete(self, ref: str) -> Sequence[AdapterVersion]: ...
-
-    def hold(self, digest: str) -> None: ...
-
-    def release(self, digest: str) -> None: ...
 
 
 class Tokenizer(Protocol):

@@ -14,10 +14,12 @@ from starlette.responses import JSONResponse, Response
 from adapters.errors import (
     AdapterConflict,
     AdapterError,
+    AdapterForbidden,
     AdapterNotFound,
     AdapterTooLarge,
     InvalidName,
     ProofUnavailable,
+    QuotaExceeded,
 )
 from server.engine.request import EngineError, QueueFull
 
@@ -88,6 +90,8 @@ def from_adapter_error(error: AdapterError, param: str | None = None) -> APIErro
         (AdapterTooLarge, 413, "adapter_too_large"),
         (InvalidName, 400, "invalid_name"),
         (AdapterNotFound, 404, "adapter_not_found"),
+        (AdapterForbidden, 403, "adapter_forbidden"),
+        (QuotaExceeded, 403, "quota_exceeded"),
         (AdapterConflict, 409, "adapter_conflict"),
         (ProofUnavailable, 503, "proof_unavailable"),
     ):

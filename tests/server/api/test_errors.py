@@ -10,10 +10,12 @@ from starlette.testclient import TestClient
 from adapters.errors import (
     AdapterConflict,
     AdapterError,
+    AdapterForbidden,
     AdapterNotFound,
     AdapterTooLarge,
     InvalidAdapter,
     InvalidName,
+    QuotaExceeded,
 )
 from server.api.context import ServerContext
 from server.api.errors import MESSAGE_CHARS, APIError, from_adapter_error
@@ -31,6 +33,8 @@ BODY = {"model": "tiny", "prompt": "hi"}
         (InvalidName("x"), 400),
         (AdapterNotFound("x"), 404),
         (AdapterConflict("x"), 409),
+        (AdapterForbidden("x"), 403),
+        (QuotaExceeded("x"), 403),
     ],
 )
 def test_each_adapter_error_has_its_status(error: AdapterError, status: int) -> None:
