@@ -153,7 +153,8 @@ def _prover(settings: Settings, folder: Path, model: Any, tokenizer: Any) -> Pro
     if settings.parity == "off":
         return None
     dtype = next(name for name, kind in loading.DTYPES.items() if kind == model.dtype)
-    process = PeftProcess(folder, dtype, idle_seconds=settings.parity_idle_seconds)
+    quantization = model.spec.quantization
+    process = PeftProcess(folder, dtype, quantization, idle_seconds=settings.parity_idle_seconds)
     return Prover(model, tokenizer, process, required=settings.parity == "require")
 
 

@@ -44,7 +44,7 @@ class PoolingSequence(PagedSequence):
     def accept(self, adapter: Placed) -> None:
         """See `PagedSequence.accept`: an adapter without a head can't classify."""
         if self.request.task != "embed":
-            _head(adapter)
+            head_of(adapter)
         super().accept(adapter)
 
     def collect(self, hidden: Tensor) -> None:
@@ -71,7 +71,7 @@ class PoolingSequence(PagedSequence):
     def _classify(self, hidden: Tensor) -> Tensor:
         """`(rows, labels)` float32 logits of the adapter's own head."""
         assert self.adapter is not None
-        weight, bias = _head(self.adapter)
+        weight, bias = head_of(self.adapter)
         return F.linear(hidden.to(weight.dtype), weight, bias).float()
 
 
@@ -100,7 +100,7 @@ def _pooled_place(request: PoolingRequest, pad_token: int | None) -> int:
     return max((place for place, token in enumerate(request.prompt) if token != pad_token), default=0)
 
 
-def _head(adapter: Placed) -> tuple[Tensor, Tensor | None]:
+def head_of(adapter: Placed) -> tuple[Tensor, Tensor | None]:
     """Weight, `(labels, hidden_size)`, and bias of the adapter's head."""
     head = adapter.extras.head if adapter.extras is not None else {}
     for name in _HEADS:

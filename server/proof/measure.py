@@ -25,7 +25,8 @@ class Parity:
         base_difference: the same of the base itself, by which rounding shows.
         scale: PEFT's largest absolute logit.
         effect: the largest absolute change that the adapter makes to a logit, by PEFT.
-        kl: of the adapter's distribution from the base's, as served, mean over positions, in nats.
+        kl: of the adapter's distribution from the base's, as served, mean over positions, in nats; None of
+            hidden states, which are no distribution.
     """
 
     difference: float
@@ -33,7 +34,7 @@ class Parity:
     base_difference: float
     scale: float
     effect: float
-    kl: float
+    kl: float | None
 
     def limit(self, dtype: torch.dtype) -> float:
         """The largest difference that passes.
@@ -51,8 +52,11 @@ def compare(
     adapter: Sequence[Tensor],
     peft_base: Sequence[Tensor],
     peft_adapter: Sequence[Tensor],
+    *,
+    distributes: bool = True,
 ) -> Parity:
-    """Each argument has of each prompt float32 logits, `(positions, vocabulary)`.
+    """Each argument has of each prompt float32 logits, `(positions, vocabulary)`, or such rows of hidden
+    states, which are no distribution.
 
     Raises:
         ValueError: they are not of the same shape.
@@ -60,7 +64,7 @@ def compare(
     ours, ours_base = torch.cat([*adapter]), torch.cat([*base])
     theirs, theirs_base = torch.cat([*peft_adapter]), torch.cat([*peft_base])
     if not ours.shape == theirs.shape == ours_base.shape == theirs_base.shape:
-        raise ValueError(f"logits of {tuple(ours.shape)} here, of {tuple(theirs.shape)} in PEFT")
+        raise ValueError(f"rows of {tuple(ours.shape)} here, of {tuple(theirs.shape)} in PEFT")
     off = (ours - theirs).abs().amax(-1)
     return Parity(
         difference=float(off.max()),
@@ -68,7 +72,7 @@ def compare(
         base_difference=float((ours_base - theirs_base).abs().max()),
         scale=float(theirs.abs().max()),
         effect=float((theirs - theirs_base).abs().max()),
-        kl=float(_kl(ours, ours_base).mean()),
+        kl=float(_kl(ours, ours_base).mean()) if distributes else None,
     )
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
+from adapters.quantized import Quantization
 from server.machine import cores, free_memory
+from server.proof.subject import Subject
 from server.proof.wire import Malformed, pack, unpack
 
 NICE = 10
@@ -35,8 +37,8 @@ class Unavailable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class OracleLogits:
-    """PEFT's side: of each prompt float32 `(positions, vocabulary)`."""
+class OracleRows:
+    """PEFT's side: of each prompt what `stock_rows` gives, float32 `(rows, width)`."""
 
     base: tuple[Tensor, ...]
     adapter: tuple[Tensor, ...]
@@ -49,16 +51,25 @@ class PeftProcess:
         answer_seconds: after so long the process counts as hung, and is killed.
     """
 
-    def __init__(self, folder: Path, dtype: str, *, idle_seconds: float = 300.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: str,
+        quantization: Quantization | None = None,
+        *,
+        idle_seconds: float = 300.0,
+    ) -> None:
         """
         Args:
             folder: of the base. `dtype`: the name of a type, as settings have it.
+            quantization: of the base as it is served.
             idle_seconds: without a request for so long the process ends itself; the next one starts another.
         """
         self.answer_seconds = ANSWER_SECONDS
         self._begin: Mapping[str, Any] = {
             "folder": str(folder.resolve()),
             "dtype": dtype,
+            "quantization": quantization,
             "nice": NICE,
             "idle_seconds": idle_seconds,
         }
@@ -74,8 +85,10 @@ class PeftProcess:
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
-    def logits(self, adapter: Path, prompts: Sequence[Sequence[int]], positions: int) -> OracleLogits:
-        """PEFT's logits of the last `positions` tokens of each prompt, with the adapter and without.
+    def rows(
+        self, adapter: Path, subject: Subject, prompts: Sequence[Sequence[int]], positions: int
+    ) -> OracleRows:
+        """PEFT's numbers at the last `positions` tokens of each prompt, with the adapter and without.
 
         Raises:
             Unavailable: there is no PEFT, no memory for a second base, or the process failed or hung.
@@ -83,6 +96,7 @@ class PeftProcess:
         request = pack(
             {
                 "adapter": str(adapter.resolve()),
+                "subject": subject.to_json(),
                 "prompts": [[*prompt] for prompt in prompts],
                 "positions": positions,
             }
@@ -94,12 +108,12 @@ class PeftProcess:
         if "error" in header:
             raise Unavailable(f"PEFT could not run it: {header['error'][:300]}")
         try:
-            return OracleLogits(
+            return OracleRows(
                 tuple(tensors[f"base.{index}"] for index in range(len(prompts))),
                 tuple(tensors[f"adapter.{index}"] for index in range(len(prompts))),
             )
         except KeyError as error:
-            raise Unavailable("the process that runs PEFT answered without logits") from error
+            raise Unavailable("the process that runs PEFT answered without numbers") from error
 
     def close(self) -> None:
         """End the process for good, whatever it does; who waits for an answer gets `Unavailable`."""

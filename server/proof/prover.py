@@ -10,37 +10,35 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from adapters.base import BaseSpec
 from adapters.delta import AdapterWeights
 from adapters.errors import AdapterError, InvalidAdapter, ProofUnavailable
 from adapters.registry.proof import Proof
-from server.engine.base import ServedModel
 from server.engine.loading import context_length
 from server.engine.request import EngineError
 from server.proof.measure import Parity, compare
 from server.proof.probes import POSITIONS, probe_prompts
-from server.proof.process import OracleLogits, Unavailable
-from server.proof.served import served_logits
+from server.proof.process import OracleRows, Unavailable
+from server.proof.served import Rows, served_rows
+from server.proof.subject import HEADS, Subject, subject_of
 
 log = logging.getLogger(__name__)
-_TASKS = (None, "CAUSAL_LM")
-
-Logits = tuple[Tensor, Tensor]
-Run = Callable[[Callable[[], Logits]], Logits]
+Run = Callable[[Callable[[], Rows]], Rows]
 """Runs a function where and when the model may be used."""
 
 
 class Oracle(Protocol):
     """The part of `PeftProcess` that a proof needs."""
 
-    def logits(self, adapter: Path, prompts: Sequence[Sequence[int]], positions: int) -> OracleLogits: ...
+    def rows(
+        self, adapter: Path, subject: Subject, prompts: Sequence[Sequence[int]], positions: int
+    ) -> OracleRows: ...
 
     def close(self) -> None: ...
 
 
-def at_once(function: Callable[[], Logits]) -> Logits:
+def at_once(function: Callable[[], Rows]) -> Rows:
     """A `Run` for who has the model for itself."""
     return function()
 
@@ -55,7 +53,7 @@ class Prover:
     def __init__(self, model: Any, tokenizer: Any, oracle: Oracle, *, required: bool = False) -> None:
         """
         Args:
-            model: the served base; only a `ServedModel` can be compared.
+            model: the served base: a `ServedModel`, `EncoderModel` or `Seq2SeqModel`.
             required: refuse what can't be compared.
         """
         self.run: Run = at_once
@@ -84,7 +82,7 @@ class Prover:
                 raise ProofUnavailable(f"--parity require: the proof is not available: {error}") from error
             return Proof("unavailable", str(error))
         log.info(
-            "adapter %s is off by %.2g from PEFT's logits (at most %.2g), %.1f s",
+            "adapter %s is off by %.2g from PEFT (at most %.2g), %.1f s",
             *(adapter.digest[:12], parity.difference, parity.limit(self._model.dtype)),
             time.perf_counter() - started,
         )
@@ -98,17 +96,19 @@ class Prover:
             Unavailable: one of the two sides has no logits.
             InvalidAdapter: it has no place in this model, or its values don't fit.
         """
-        model: ServedModel = self._model
-        vocabulary = min([model.vocab_size, *(rows for rows, _ in model.spec.embeddings.values())])
+        model = self._model
+        subject = subject_of(model.spec, adapter)
+        tables = [rows for rows, _ in model.spec.embeddings.values()] if subject.kind == "decoder" else []
+        vocabulary = min([model.vocab_size, *tables])
         prompts = probe_prompts(self._tokenizer, vocabulary, adapter, context_length(model.model.config))
-        theirs = self._oracle.logits(folder, prompts, POSITIONS)
+        theirs = self._oracle.rows(folder, subject, prompts, POSITIONS)
         placed = model.batch.place(adapter).to(model.device)
-        ours: list[Logits] = []
+        ours: list[Rows] = []
         try:
             for prompt in prompts:
-                ours.append(self.run(partial(served_logits, model, placed, prompt, POSITIONS)))
+                ours.append(self.run(partial(served_rows, model, placed, subject, prompt, POSITIONS)))
             base, adapted = zip(*ours, strict=True)
-            return compare(base, adapted, theirs.base, theirs.adapter)
+            return compare(base, adapted, theirs.base, theirs.adapter, distributes=subject.distributes)
         except AdapterError:
             raise
         except (EngineError, RuntimeError, ValueError) as error:
@@ -122,12 +122,8 @@ class Prover:
 
 def not_covered(spec: BaseSpec, adapter: AdapterWeights) -> str | None:
     """Why there is no comparison for such an adapter on such a base; None if there is one."""
-    if spec.kind != "decoder":
-        return f"the parity proof covers decoder bases; this one is an {spec.kind}"
-    if spec.quantization is not None:
-        return f"the parity proof covers bases that are not quantised; this one is {spec.quantization}"
-    if adapter.task not in _TASKS:
-        return f"the parity proof covers adapters that generate; this one is for {adapter.task}"
+    if spec.kind == "decoder" and adapter.task in HEADS and not adapter.head:
+        return f"it is for {adapter.task} and brings no head, so that there is nothing to compare"
     return None
 
 

@@ -63,7 +63,7 @@ def check_adapter(source: str, adapter: Path, dtype: str = "auto") -> dict[str, 
     derived = Derived(base_weights(model.model, model.linears))
     read = AdapterReader(plan, weights, derived).read(digest, named, limits.max_rank)
     check_values(read, model.dtype)
-    process = PeftProcess(folder, kind)
+    process = PeftProcess(folder, kind, model.spec.quantization)
     try:
         proof = asdict(Prover(model, tokenizer, process)(adapter, read))
     except InvalidAdapter as error:
@@ -171,8 +171,7 @@ def _row(module: dict[str, Any]) -> tuple[str, ...]:
 
 def _verdict(proof: dict[str, Any]) -> str:
     if proof["status"] == "proved":
-        return (
-            f"proved: at most {proof['max_logit_difference']:.3g} off PEFT's logits, "
-            f"{proof['kl_from_base']:.3g} nats from the base"
-        )
+        kl = proof["kl_from_base"]
+        moved = "" if kl is None else f", {kl:.3g} nats from the base"
+        return f"proved: at most {proof['max_logit_difference']:.3g} off PEFT{moved}"
     return f"{proof['status'].replace('_', ' ')}: {proof['reason']}"

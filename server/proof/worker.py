@@ -2,8 +2,8 @@
 
 Reads requests from standard input and answers on standard output, one after another, as `wire.py` has them:
 
-    {"folder": ..., "dtype": "float32", "nice": 10, "idle_seconds": 300}      once: the base
-    {"adapter": ..., "prompts": [[...], ...], "positions": 4}                 -> logits of each prompt
+    {"folder": ..., "dtype": "float32", "quantization": null, "nice": 10, "idle_seconds": 300}   once
+    {"adapter": ..., "subject": {...}, "prompts": [[...], ...], "positions": 4}    -> the rows of each prompt
 
 The base is read once, and every adapter gets a module tree of its own over the base's tensors, because PEFT
 rebuilds what it wraps, and writes to the weights for some variants. The base's logits before and after must
@@ -28,10 +28,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from server.engine import loading
+from server.proof.stock import StockBase, stock_rows
+from server.proof.subject import Subject
 from server.proof.wire import pack, unpack
 
 _OWN_WEIGHTS = ("pissa", "olora", "corda", "lora_ga", "loftq", "kasa")
@@ -39,28 +43,43 @@ _OWN_WEIGHTS = ("pissa", "olora", "corda", "lora_ga", "loftq", "kasa")
 
 
 class Oracle:
-    """One base, and PEFT's logits of adapters on it."""
+    """One base, and PEFT's numbers of adapters on it."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self._folder, self._dtype = folder, dtype
-        self._base: Any = None
+    def __init__(self, base: StockBase) -> None:
+        self._base = base
 
-    def logits(
-        self, adapter: Path, prompts: list[list[int]], positions: int
+    def rows(
+        self, adapter: Path, subject: Subject, prompts: list[list[int]], positions: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The base's and the adapter's: float32 `(positions, vocabulary)` of each prompt's last tokens."""
-        if self._base is None:
-            config = loading.load_config(self._folder)
-            self._base = loading.load_model(self._folder, config, self._dtype, torch.device("cpu"))
-        before = _last_logits(self._base, prompts, positions)
-        model = _load(_shared_copy(self._base, adapter), adapter)
-        adapted = _last_logits(model, prompts, positions)
+        """Of each prompt, without the adapter and with it, what `stock_rows` gives.
+
+        A head is the adapter's in both.
+        """
+        stock = self._base.model(subject)
+
+        def computed(model: Any) -> list[Tensor]:
+            return [stock_rows(model, subject, prompt, positions) for prompt in prompts]
+
+        before = computed(stock)
+        model = _load(_shared_copy(stock, adapter), adapter)
+        adapted = computed(model)
+        base = before
+        if subject.labels:
+            _disable_all_but(model, subject.head)
+            base = computed(model)
         del model
         gc.collect()
-        after = _last_logits(self._base, prompts, positions)
-        if not all(map(torch.equal, before, after)):
-            self._base = None
-        return before, adapted
+        if not all(map(torch.equal, before, computed(stock))):
+            self._base.forget()
+        return base, adapted
+
+
+def _disable_all_but(model: Any, head: Iterable[str]) -> None:
+    """Switch off what PEFT wrapped, save the modules with these names."""
+    for name, module in model.named_modules():
+        wrapped = isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        if wrapped and not {*name.split(".")} & {*head}:
+            module.enable_adapters(False)
 
 
 def _load(base: Any, adapter: Path) -> Any:
@@ -99,17 +118,6 @@ def _shared_copy(base: Any, adapter: Path) -> Any:
     return copy.deepcopy(base, memo)
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
-def _last_logits(model: Any, prompts: list[list[int]], positions: int) -> list[Tensor]:
-    found = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        found.append(logits[0, -positions:].float().contiguous())
-    return found
-
-
 class _Ended(Exception):
     """The server closed its end, or asked nothing for a while."""
 
@@ -139,20 +147,24 @@ def main() -> None:
     with suppress(OSError):  # if memory ends, this process goes first, not the server
         Path("/proc/self/oom_score_adj").write_text("1000")
     warnings.simplefilter("ignore")
-    oracle = Oracle(Path(begin["folder"]), loading.DTYPES[begin["dtype"]])
+    dtype = loading.DTYPES[begin["dtype"]]
+    oracle = Oracle(StockBase(Path(begin["folder"]), dtype, begin["quantization"]))
     _write(target, pack({"ready": True}))
     while select.select([source], [], [], float(begin["idle_seconds"]))[0]:
         request, _ = unpack(lambda size: _take(source, size))
         try:
-            base, adapted = oracle.logits(
-                Path(request["adapter"]), request["prompts"], int(request["positions"])
+            base, adapted = oracle.rows(
+                Path(request["adapter"]),
+                Subject.from_json(request["subject"]),
+                request["prompts"],
+                int(request["positions"]),
             )
         except Exception as error:  # PEFT raises many kinds; all mean that it has no answer
             reason = (str(error).strip().splitlines() or [""])[0]
             _write(target, pack({"error": f"{type(error).__name__}: {reason}"}))
             continue
-        named = {f"base.{index}": logits for index, logits in enumerate(base)}
-        named |= {f"adapter.{index}": logits for index, logits in enumerate(adapted)}
+        named = {f"base.{index}": rows for index, rows in enumerate(base)}
+        named |= {f"adapter.{index}": rows for index, rows in enumerate(adapted)}
         _write(target, pack({}, named))
 
 

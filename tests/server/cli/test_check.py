@@ -11,8 +11,9 @@ import pytest
 
 from server.cli.main import main
 from server.engine import loading
-from server.proof.process import OracleLogits, PeftProcess, Unavailable
-from server.proof.served import served_logits
+from server.proof.process import OracleRows, PeftProcess, Unavailable
+from server.proof.served import served_rows
+from server.proof.subject import Subject
 from tests.kit import full_logits
 from tests.server.proof.stand import Stand, Words
 from tests.tiny import peft_model
@@ -52,16 +53,18 @@ def test_a_difference_is_shown_with_exit_code_1(
     stand: Stand, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(*given: Any) -> Any:
-        base, adapted = served_logits(*given)
+        base, adapted = served_rows(*given)
         return base, adapted + 1.0
 
-    def oracle(self: object, adapter: Path, prompts: Sequence[Sequence[int]], positions: int) -> OracleLogits:
+    def oracle(
+        self: object, adapter: Path, subject: Subject, prompts: Sequence[Sequence[int]], positions: int
+    ) -> OracleRows:
         models = (stand.stock, peft_model(stand.stock, adapter))
         found = [tuple(full_logits(model, prompt)[-positions:] for prompt in prompts) for model in models]
-        return OracleLogits(*found)
+        return OracleRows(*found)
 
-    monkeypatch.setattr("server.proof.prover.served_logits", wrong)
-    monkeypatch.setattr(PeftProcess, "logits", oracle)
+    monkeypatch.setattr("server.proof.prover.served_rows", wrong)
+    monkeypatch.setattr(PeftProcess, "rows", oracle)
     assert check(stand, stand.adapter("plain"), "--json") == 1
     proof = json.loads(capsys.readouterr().out)["proof"]
     assert proof["status"] == "refused"
@@ -74,7 +77,7 @@ def test_without_peft_it_can_not_say_and_fails(
     def fail(*given: object) -> None:
         raise Unavailable("PEFT is not installed")
 
-    monkeypatch.setattr(PeftProcess, "logits", fail)
+    monkeypatch.setattr(PeftProcess, "rows", fail)
     assert check(stand, stand.adapter("plain")) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "unavailable: PEFT is not installed"
 

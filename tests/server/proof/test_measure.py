@@ -35,7 +35,7 @@ def test_what_is_impossible_adds_nothing_to_the_divergence() -> None:
 
 def test_shapes_must_be_equal() -> None:
     two, three = [torch.zeros(1, 2)], [torch.zeros(1, 3)]
-    with pytest.raises(ValueError, match=r"logits of \(1, 2\) here, of \(1, 3\) in PEFT"):
+    with pytest.raises(ValueError, match=r"rows of \(1, 2\) here, of \(1, 3\) in PEFT"):
         compare(two, two, three, three)
 
 

@@ -15,9 +15,10 @@ from adapters.delta import AdapterWeights
 from adapters.errors import InvalidAdapter, ProofUnavailable
 from adapters.registry.proof import Proof
 from adapters.registry.registry import Registry
-from server.proof.process import OracleLogits, PeftProcess, Unavailable
+from server.proof.process import OracleRows, PeftProcess, Unavailable
 from server.proof.prover import Prover, not_covered
-from server.proof.served import served_logits
+from server.proof.served import served_rows
+from server.proof.subject import Subject
 from tests.kit import LIMITS
 from tests.server.proof.stand import Stand, Words, doubled
 from tests.tiny import peft_model
@@ -38,7 +39,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 class Silent:
     """PEFT has no answer."""
 
-    def logits(self, adapter: Path, prompts: Sequence[Sequence[int]], positions: int) -> OracleLogits:
+    def rows(
+        self, adapter: Path, subject: Subject, prompts: Sequence[Sequence[int]], positions: int
+    ) -> OracleRows:
         raise Unavailable("the process that runs PEFT ended: killed")
 
     def close(self) -> None:
@@ -61,9 +64,11 @@ def test_the_divergence_is_that_of_pefts_own_distributions(stand: Stand, process
     seen: list[Sequence[Sequence[int]]] = []
 
     class Watched(Silent):
-        def logits(self, adapter: Path, prompts: Sequence[Sequence[int]], positions: int) -> OracleLogits:
+        def rows(
+            self, adapter: Path, subject: Subject, prompts: Sequence[Sequence[int]], positions: int
+        ) -> OracleRows:
             seen.append(prompts)
-            return process.logits(adapter, prompts, positions)
+            return process.rows(adapter, subject, prompts, positions)
 
     proof = Prover(stand.model, Words(), Watched())(folder, stand.read(folder))
     kls = []
@@ -138,23 +143,13 @@ def test_numbers_that_are_none_are_refused(stand: Stand, process: PeftProcess) -
 
 def test_what_is_not_covered_says_so(stand: Stand) -> None:
     adapter = stand.read(stand.adapter("plain"))
-    spec = stand.model.spec
-    assert not_covered(spec, adapter) is None
-    assert not_covered(spec, replace(adapter, task=None)) is None
-    assert not_covered(replace(spec, kind="encoder"), adapter) == (
-        "the parity proof covers decoder bases; this one is an encoder"
-    )
-    assert not_covered(replace(spec, quantization="nf4"), adapter) == (
-        "the parity proof covers bases that are not quantised; this one is nf4"
-    )
-    classifier = replace(adapter, task="SEQ_CLS")
-    reason = "the parity proof covers adapters that generate; this one is for SEQ_CLS"
+    assert not_covered(stand.model.spec, adapter) is None
+    headless = replace(adapter, task="SEQ_CLS")
+    reason = "it is for SEQ_CLS and brings no head, so that there is nothing to compare"
     folder = stand.adapter("plain")
-    assert Prover(stand.model, Words(), Silent())(folder, classifier) == Proof("not_covered", reason)
-    with pytest.raises(
-        InvalidAdapter, match="--parity require: the parity proof covers adapters that generate"
-    ):
-        Prover(stand.model, Words(), Silent(), required=True)(folder, classifier)
+    assert Prover(stand.model, Words(), Silent())(folder, headless) == Proof("not_covered", reason)
+    with pytest.raises(InvalidAdapter, match="--parity require: it is for SEQ_CLS and brings no head"):
+        Prover(stand.model, Words(), Silent(), required=True)(folder, headless)
 
 
 def test_a_registry_keeps_what_was_proved_and_nothing_that_was_refused(
@@ -166,8 +161,8 @@ def test_a_registry_keeps_what_was_proved_and_nothing_that_was_refused(
         assert proved.proof.status == "proved"
 
         monkeypatch.setattr(
-            "server.proof.prover.served_logits",
-            lambda *given: tuple(1.1 * logits for logits in served_logits(*given)),
+            "server.proof.prover.served_rows",
+            lambda *given: tuple(1.1 * logits for logits in served_rows(*given)),
         )
         with pytest.raises(InvalidAdapter, match="the parity proof failed"):
             registry.publish_folder("good", stand.adapter("dora", use_dora=True))
