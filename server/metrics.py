@@ -49,6 +49,7 @@ class Metrics:
         self.uploads = self._counter("adapter_uploads", "Adapters sent to the API", ["outcome"])
         self.pooled = self._counter("pooled_inputs", "Inputs that were embedded or classified", ["task"])
         self.unknown = self._counter("unknown_model_requests", "Requests that named no live model", [])
+        self.refused_keys = self._counter("refused_keys", "Requests without a valid API key", ["reason"])
         self.first_token = self._histogram("time_to_first_token", "Until the first token", FIRST_TOKEN)
         self.between = self._histogram("inter_token_latency", "Between two tokens", BETWEEN_TOKENS)
         self.whole = self._histogram("request_duration", "Until the last token", WHOLE)

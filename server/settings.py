@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapters.batch.native.switch import DISABLE
@@ -32,7 +33,7 @@ class Settings(BaseSettings):
     """Settings of one server process. Values are validated before anything is loaded."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
     )
 
     model: str | None = Field(
@@ -83,6 +84,12 @@ class Settings(BaseSettings):
     host_adapter_memory_gb: float = Field(
         4.0, gt=0, description="with a GPU: memory for adapters on the host in GiB, ready to be copied"
     )
+    admin_key: SecretStr | None = Field(
+        None,
+        exclude=True,
+        description="an operator's API key that is not stored; with it every request needs a key",
+    )
+    share_kv: bool = Field(False, description="let tenants reuse one another's cached prompt beginnings")
     data_dir: Path = Field(default_factory=default_data_dir, description="where uploaded adapters are kept")
     adapter_dir: Path | None = Field(
         None, description="folder that /v1/load_lora_adapter may read from (default: none, the route refuses)"
@@ -123,6 +130,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"takes NAME=PATH, not {entry!r}")
         return value
 
+    @field_validator("admin_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[!-~]{16,256}", value.get_secret_value()):
+            raise ValueError("takes 16 to 256 printable ASCII characters without spaces")
+        return value
+
     @field_validator("auto_merge")
     @classmethod
     def _one_copy(cls, value: str, info: ValidationInfo) -> str:
@@ -137,6 +151,11 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.]+\]", entry):
                 raise ValueError(f"takes a host name without scheme and port, not {entry!r}")
         return tuple(entry.lower() for entry in value)
+
+
+def flags() -> dict[str, FieldInfo]:
+    """The settings that are flags too: a secret is none, as a command line is shown to everybody."""
+    return {name: field for name, field in Settings.model_fields.items() if not field.exclude}
 
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pydantic import ValidationError
 
 from server.cli import check, combine, merge, serve
+from server.settings import ENV_PREFIX, flags
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,10 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         for problem in error.errors():
             field = str(problem["loc"][0]) if problem["loc"] else ""
-            print(
-                f"multilora: --{field.replace('_', '-')}: {problem['msg'].removeprefix('Value error, ')}",
-                file=sys.stderr,
-            )
+            name = f"--{field.replace('_', '-')}" if field in flags() else f"{ENV_PREFIX}{field.upper()}"
+            print(f"multilora: {name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -15,7 +15,7 @@ from pathlib import Path
 from server.cli.serve import choices
 from server.engine.stats import EngineStats, MergeStats
 from server.metrics import Metrics
-from server.settings import ENV_PREFIX, Settings
+from server.settings import ENV_PREFIX, Settings, flags
 
 
 def settings_table() -> str:
@@ -24,8 +24,9 @@ def settings_table() -> str:
     for name, field in Settings.model_fields.items():
         words = choices(name).replace("|", ", ")
         meaning = f"{field.description}{f': {words}' if words else ''}"
-        flag, variable = f"--{name.replace('_', '-')}", f"{ENV_PREFIX}{name.upper()}"
-        rows.append(f"| `{flag}` | `{variable}` | {_default(name)} | {meaning} |")
+        flag = f"`--{name.replace('_', '-')}`" if name in flags() else ""
+        variable = f"{ENV_PREFIX}{name.upper()}"
+        rows.append(f"| {flag} | `{variable}` | {_default(name)} | {meaning} |")
     return "\n".join(rows)
 
 
@@ -43,6 +44,7 @@ def metrics_table() -> str:
     metrics = Metrics(_nothing_yet, "base", 1)
     metrics.count("base", "success")
     metrics.uploads.labels("created")
+    metrics.refused_keys.labels("missing")
     metrics.pooled.labels("embed")
     metrics.startup.labels("imports")
     rows = ["| Metric | Kind | Labels | Meaning |", "|---|---|---|---|"]

@@ -8,7 +8,7 @@ import sys
 from typing import Any, Literal, get_args, get_origin
 
 from server.cli.threads import set_threads
-from server.settings import Settings, unknown_variables
+from server.settings import Settings, flags, unknown_variables
 
 Verbs = Any  # argparse does not export the type of add_subparsers()
 
@@ -18,7 +18,7 @@ def add_parser(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "serve", help="serve a base model and its adapters over HTTP", allow_abbrev=False
     )
-    for name, field in Settings.model_fields.items():
+    for name, field in flags().items():
         flag = f"--{name.replace('_', '-')}"
         text = (field.description or "").replace("%", "%%")
         if field.annotation is bool:
@@ -46,7 +46,7 @@ def choices(name: str) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal. Returns 0 after a drain, 1 when the server can't start."""
-    given = {name: value for name, value in vars(arguments).items() if name in Settings.model_fields}
+    given = {name: value for name, value in vars(arguments).items() if name in flags()}
     for variable in unknown_variables(os.environ):
         print(f"multilora: warning: {variable} is ignored: there is no such setting", file=sys.stderr)
     settings = Settings(**given)

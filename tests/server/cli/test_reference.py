@@ -27,6 +27,7 @@ def test_one_row_for_each_metric_that_a_server_shows() -> None:
     metrics = Metrics(lambda: STATS, "tiny", 64)
     metrics.count("a@1", "success")
     metrics.uploads.labels("created").inc()
+    metrics.refused_keys.labels("missing").inc()
     shown = {
         family.name + ("_total" if family.type == "counter" else "")
         for family in text_string_to_metric_families(metrics.render().decode())

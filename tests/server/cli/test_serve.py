@@ -8,7 +8,7 @@ import pytest
 
 from server.cli.main import build_parser, main
 from server.cli.serve import choices
-from server.settings import Settings
+from server.settings import Settings, flags
 
 
 @pytest.fixture
@@ -26,9 +26,31 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for name, field in Settings.model_fields.items():
+    for name, field in flags().items():
         assert f"--{name.replace('_', '-')}" in shown
         assert (field.description or "?").split()[-1] in shown
+
+
+def test_a_secret_is_no_flag(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--admin-key", "0123456789abcdef"])
+    monkeypatch.setenv("MULTILORA_ADMIN_KEY", "0123456789abcdef")
+    assert main(["serve"]) == 0
+    assert served[0].admin_key is not None
+    assert "0123456789abcdef" not in f"{served[0]!r} {served[0]} {served[0].model_dump()}"
+
+
+@pytest.mark.parametrize(
+    "secret", ["fifteen letters", "15-letters-here", "x" * 257, "ünprintable-in-a-header"]
+)
+def test_a_secret_that_is_refused_is_not_shown(
+    secret: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MULTILORA_ADMIN_KEY", secret)
+    assert main(["serve"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("multilora: MULTILORA_ADMIN_KEY: takes 16 to 256 printable")
+    assert secret not in shown
 
 
 def test_words_to_choose_from_are_shown() -> None:
