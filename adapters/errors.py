@@ -14,6 +14,10 @@ class InvalidAdapter(AdapterError):
     """The files are not an adapter that this base can serve: a 400 over HTTP, exit code 1 in the CLI."""
 
 
+class InvalidAlias(AdapterError):
+    """The alias can't mean this: percents that are not 100 together, and the like: a 400 over HTTP."""
+
+
 class AdapterTooLarge(AdapterError):
     """The adapter is over a declared limit (file size, rank): a 413 over HTTP."""
 
@@ -26,17 +30,21 @@ class AdapterNotFound(AdapterError):
     """No live adapter (or no live version of it) has this name: a 404 over HTTP, never the base."""
 
 
+class AdapterForbidden(AdapterError):
+    """It can be seen, being shared, but only its owner may change it: a 403 over HTTP."""
+
+
+class QuotaExceeded(AdapterError):
+    """The tenant has as much as it may have; names the quota and the numbers: a 403 over HTTP."""
+
+
 class ProofUnavailable(AdapterError):
     """Only proved adapters are taken, and the proof could not be made just now: a 503 over HTTP."""
 
 
+class RegistryUnavailable(AdapterError):
+    """The database, or the store of the files, does not answer: a 503 over HTTP. Try again later."""
+
+
 class AdapterConflict(AdapterError):
     """The request contradicts what is stored, such as loading a name twice: a 409 over HTTP."""
-
-
-class AdapterForbidden(AdapterError):
-    """The caller sees the adapter but does not own it, and would change it: a 403 over HTTP."""
-
-
-class QuotaExceeded(AdapterError):
-    """The tenant has as much as its quota allows; the message names both numbers: a 403 over HTTP."""
