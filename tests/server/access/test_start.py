@@ -1,0 +1,43 @@
+"""Where a server may listen without keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.access.principal import Access
+from server.access.start import Unprotected, check_start, is_loopback
+from tests.server.access.test_principal import Stored, key
+
+LOOPBACK = ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST"]
+REACHABLE = [
+    "0.0.0.0",
+    "::",
+    "",
+    "192.168.0.4",
+    "fe80::1",
+    "shop.example",
+    "localhost.example",
+    "127.0.0.1.example",
+]
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_on_loopback_it_says_that_there_are_no_keys(host: str) -> None:
+    assert is_loopback(host)
+    line = check_start(Access(Stored()), host)
+    assert line is not None
+    assert line.startswith("no API keys: ")
+    assert host in line
+
+
+@pytest.mark.parametrize("host", REACHABLE)
+def test_where_others_may_reach_it_it_does_not_start(host: str) -> None:
+    assert not is_loopback(host)
+    with pytest.raises(Unprotected, match="multilora keys create.*MULTILORA_ADMIN_KEY"):
+        check_start(Access(Stored()), host)
+
+
+@pytest.mark.parametrize("host", [*LOOPBACK, *REACHABLE])
+def test_with_keys_it_starts_anywhere(host: str) -> None:
+    assert check_start(Access(Stored(), "an-operator's-secret"), host) is None
+    assert check_start(Access(Stored(secret=key("use"))), host) is None
