@@ -57,7 +57,7 @@ def test_one_more_than_may_be_in_flight_is_refused_until_one_ends() -> None:
 
 def test_a_request_that_never_fits_is_told_so() -> None:
     world = World(max_in_flight=3)
-    with pytest.raises(OverQuota, match="4 answers at once.*3 in flight"):
+    with pytest.raises(OverQuota, match=r"4 answers at once.*3 in flight"):
         world.admit(4)
     assert world.budgets.in_flight("acme") == 0
     assert world.budgets.places("acme", 4) == 3
