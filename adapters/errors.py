@@ -30,6 +30,14 @@ class AdapterNotFound(AdapterError):
     """No live adapter (or no live version of it) has this name: a 404 over HTTP, never the base."""
 
 
+class TenantNotFound(AdapterError):
+    """There is no such tenant, or the caller may not know of it: a 404 over HTTP."""
+
+
+class KeyNotFound(AdapterError):
+    """There is no such API key, or it is another tenant's: a 404 over HTTP."""
+
+
 class AdapterForbidden(AdapterError):
     """It can be seen, being shared, but only its owner may change it: a 403 over HTTP."""
 

@@ -18,8 +18,11 @@ from adapters.errors import (
     AdapterNotFound,
     AdapterTooLarge,
     InvalidName,
+    KeyNotFound,
     ProofUnavailable,
     QuotaExceeded,
+    RegistryUnavailable,
+    TenantNotFound,
 )
 from server.engine.request import EngineError, QueueFull
 
@@ -46,12 +49,15 @@ class APIError(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
         self.kind, self.headers = kind, headers
 
+    @property
+    def line(self) -> str:
+        """The message as one line of bounded length."""
+        line = " ".join(self.message.split())
+        return line if len(line) <= MESSAGE_CHARS else line[: MESSAGE_CHARS - 3] + "..."
+
     def body(self) -> dict[str, object]:
         """The JSON body: one line of text, and never a stack trace."""
-        message = " ".join(self.message.split())
-        if len(message) > MESSAGE_CHARS:
-            message = message[: MESSAGE_CHARS - 3] + "..."
-        return {"error": {"message": message, "type": self.kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.line, "type": self.kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body(), self.status, headers=self.headers)
@@ -90,10 +96,13 @@ def from_adapter_error(error: AdapterError, param: str | None = None) -> APIErro
         (AdapterTooLarge, 413, "adapter_too_large"),
         (InvalidName, 400, "invalid_name"),
         (AdapterNotFound, 404, "adapter_not_found"),
+        (TenantNotFound, 404, "tenant_not_found"),
+        (KeyNotFound, 404, "key_not_found"),
         (AdapterForbidden, 403, "adapter_forbidden"),
         (QuotaExceeded, 403, "quota_exceeded"),
         (AdapterConflict, 409, "adapter_conflict"),
         (ProofUnavailable, 503, "proof_unavailable"),
+        (RegistryUnavailable, 503, "registry_unavailable"),
     ):
         if isinstance(error, kind):
             return APIError(status, str(error), param=param, code=code)
