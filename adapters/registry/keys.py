@@ -1,7 +1,7 @@
 """API keys: each opens some kinds of routes to one tenant. Only a hash of the secret is ever stored.
 
-A secret is `ml-`, the id's hex digits, `-`, and 43 random characters, so that a scanner finds a leaked one and
-its id says which key to revoke. The random part has 256 bits: a plain SHA-256 of it can't be searched.
+A secret is `ml-`, the id's hex digits, `-`, and 43 random characters, so that a scanner finds a leaked one
+and its id says which key to revoke. The random part has 256 bits: a plain SHA-256 of it can't be searched.
 """
 
 from __future__ import annotations
