@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from adapters.base import BaseSpec
 from adapters.delta import AdapterWeights
-from adapters.errors import AdapterNotFound, InvalidAdapter
+from adapters.errors import AdapterNotFound
 from adapters.mixture import Mixtures
-from adapters.registry.names import Ref, check_new_name, parse_ref
-from adapters.registry.records import AdapterVersion
 from server.api.context import ServerContext
 from server.api.tokens import byte_level_table
 from server.engine.request import (
@@ -32,8 +27,9 @@ from server.engine.request import (
 )
 from server.engine.stats import EngineStats, MergeStats
 from server.settings import Settings
+from tests.server.api.fake_registry import BASE, FakeRegistry
 
-BASE = BaseSpec(name="tiny", digest="ba5e" * 16, linears={})
+__all__ = ["BASE", "FakeRegistry"]
 TEMPLATE = (
     "{% for m in messages %}"
     "{% if m.content == 'refuse me' %}{{ raise_exception('no such thing') }}{% endif %}"
@@ -145,6 +141,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.states: dict[str, str] = {}
         self.prefetched: list[str] = []
+        self.pinned: set[str] = set()
         self.pooled: Callable[[PoolingRequest], PoolingOutput] = pooled
         self.pooling: list[PoolingRequest] = []
         self.most_pooling = 0
@@ -197,100 +194,8 @@ class FakeEngine:
     def prefetch(self, digest: str) -> None:
         self.prefetched.append(digest)
 
-
-class FakeRegistry:
-    """Versions in memory. Weights that begin with `bad` are refused."""
-
-    def __init__(self) -> None:
-        self.live: dict[str, list[AdapterVersion]] = {}
-        self.numbers: Counter[str] = Counter()
-        self.held: Counter[str] = Counter()
-        self.seen_weights: Path | None = None
-        self.seen_labels: bytes | None = None
-        self.fail: Exception | None = None
-
-    def publish(
-        self,
-        name: str,
-        config: bytes,
-        weights: Path,
-        source: str = "",
-        labels: bytes | None = None,
-        quantization: str | None = None,
-    ) -> tuple[AdapterVersion, bool]:
-        if self.fail is not None:
-            raise self.fail
-        check_new_name(name, BASE.name)
-        self.seen_weights, self.seen_labels = weights, labels
-        content = weights.read_bytes()
-        if content.startswith(b"bad"):
-            raise InvalidAdapter("tensor x has the wrong shape")
-        digest = hashlib.sha256(config + content).hexdigest()
-        versions = self.live.setdefault(name, [])
-        if versions and versions[-1].digest == digest:
-            return versions[-1], False
-        self.numbers[name] += 1
-        version = AdapterVersion(
-            name=name,
-            version=self.numbers[name],
-            digest=digest,
-            base_digest=BASE.digest,
-            created=1_700_000_000.5,
-            size=len(content),
-            rank=8,
-            parameters=1234,
-            target_modules=("q_proj", "v_proj"),
-            source=source,
-            trained_on_quantization=quantization,
-        )
-        versions.append(version)
-        return version, True
-
-    def publish_folder(self, name: str, folder: Path, source: str = "") -> tuple[AdapterVersion, bool]:
-        config = (folder / "adapter_config.json").read_bytes()
-        return self.publish(name, config, folder / "adapter_model.safetensors", source)
-
-    def add(self, name: str, folder: Path, content: str = "", **fields: Any) -> AdapterVersion:
-        """Publish without files of one's own; `fields` of the version say otherwise than its files."""
-        weights = folder / "fake-weights"
-        weights.write_text(f"{name} {self.numbers[name]} {content}")
-        version = replace(self.publish(name, b"{}", weights)[0], **fields)
-        self.live[name][-1] = version
-        return version
-
-    def resolve(self, ref: str) -> AdapterVersion:
-        return self._matching(ref)[-1]
-
-    def list(self) -> Sequence[AdapterVersion]:
-        return [version for name in sorted(self.live) for version in self.live[name]]
-
-    def versions(self, name: str) -> Sequence[AdapterVersion]:
-        return tuple(self.live.get(name, ()))
-
-    def delete(self, ref: str) -> Sequence[AdapterVersion]:
-        found = self._matching(ref)
-        name = found[0].name
-        self.live[name] = [version for version in self.live[name] if version not in found]
-        if not self.live[name]:
-            del self.live[name]
-        return found
-
-    def hold(self, digest: str) -> None:
-        self.held[digest] += 1
-
-    def release(self, digest: str) -> None:
-        assert self.held[digest] > 0
-        self.held[digest] -= 1
-
-    def _matching(self, ref: str) -> Sequence[AdapterVersion]:
-        try:
-            parsed = parse_ref(ref)
-        except Exception:
-            parsed = Ref(None, "")
-        found = [v for v in self.live.get(parsed.name, ()) if parsed.version in (None, v.version)]
-        if not found:
-            raise AdapterNotFound(f"no adapter {ref!r}")
-        return found
+    def pin(self, digests: set[str]) -> None:
+        self.pinned = digests
 
 
 def _no_files(digest: str) -> AdapterWeights:
@@ -312,7 +217,7 @@ def make_context(data_dir: Path, script: Script | None = None, **settings: objec
         base=BASE,
         tokenizer=tokenizer(),
         engine=FakeEngine(script or say("hello")),
-        registry=FakeRegistry(),
+        registry=cast(Any, FakeRegistry()),
         mixtures=Mixtures(_no_files, 0),
         started=1_600_000_000.0,
     )
