@@ -21,11 +21,13 @@ from adapters.errors import AdapterForbidden, KeyNotFound, QuotaExceeded, Tenant
 from adapters.registry.database import Database
 from adapters.registry.names import DEFAULT_TENANT
 from adapters.registry.records import LOCAL, SCOPES, Caller, Key, Scope
-from adapters.registry.schema import KEYS, TENANTS
+from adapters.registry.schema import KEYS
+from adapters.registry.tenants import live_tenant
 
 MAX_KEYS = 1000
 """Keys of one tenant that are neither revoked nor expired; each is in the memory of every server."""
 MAX_PAGE = 1000
+_ID = re.compile(r"key-[0-9a-f]{12}")
 _SECRET = re.compile(r"ml-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
 _NOBODY = sha256(secrets.token_bytes(32)).hexdigest()
 _ACROSS: frozenset[Scope] = frozenset({"metrics", "operator"})
@@ -108,7 +110,8 @@ class Keys:
         digits = secrets.token_hex(6)
         secret = f"ml-{digits}-{secrets.token_urlsafe(32)}"
         with self._database.write() as write:
-            _check_tenant(write.connection, tenant)
+            if tenant != DEFAULT_TENANT and live_tenant(write.connection, tenant) is None:
+                raise TenantNotFound(f"no tenant {tenant[:100]!r}")
             self._check_count(write.connection, tenant)
             key = Key(f"key-{digits}", tenant, name, wanted, write.now, expires)
             write.connection.execute(
@@ -138,20 +141,29 @@ class Keys:
             return _find(connection, key_id, caller)
 
     def list(
-        self, tenant: str | None = None, *, after: str | None = None, limit: int = MAX_PAGE
+        self,
+        tenant: str | None = None,
+        *,
+        after: str | None = None,
+        limit: int = MAX_PAGE,
+        caller: Caller = LOCAL,
     ) -> tuple[Key, ...]:
         """Keys of `tenant` (None: of all), oldest first, those that are not valid any more included.
 
         Args:
             after: the id of the last one that was seen.
+
+        Raises:
+            KeyNotFound: there is no key `after` that the caller may see.
         """
         place = (KEYS.c.created, KEYS.c.id)
         query = select(KEYS).order_by(*place).limit(limit)
         if tenant is not None:
             query = query.where(KEYS.c.tenant == tenant)
-        if after is not None:
-            query = query.where(tuple_(*place) > select(*place).where(KEYS.c.id == after).scalar_subquery())
         with self._database.read() as connection:
+            if after is not None:
+                last = _find(connection, after, caller)
+                query = query.where(tuple_(*place) > tuple_(last.created, last.id))
             return tuple(map(_from_row, connection.execute(query).mappings()))
 
     def revoke(self, key_id: str, caller: Caller = LOCAL) -> Key:
@@ -184,14 +196,10 @@ def _hash(secret: str) -> str:
     return sha256(secret.encode()).hexdigest()
 
 
-def _check_tenant(connection: Connection, tenant: str) -> None:
-    query = select(TENANTS.c.name).where(TENANTS.c.name == tenant, TENANTS.c.deleted.is_(None))
-    if tenant != DEFAULT_TENANT and connection.execute(query).first() is None:
-        raise TenantNotFound(f"no tenant {tenant[:100]!r}")
-
-
 def _find(connection: Connection, key_id: str, caller: Caller) -> Key:
-    row = connection.execute(select(KEYS).where(KEYS.c.id == key_id)).mappings().first()
+    row = None
+    if _ID.fullmatch(key_id):  # others may hold what a database takes for no text at all
+        row = connection.execute(select(KEYS).where(KEYS.c.id == key_id)).mappings().first()
     if row is None or (row["tenant"] != caller.tenant and not caller.operator):
         raise KeyNotFound(f"no key {key_id[:100]!r}")
     return _from_row(row)

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
-from adapters.errors import AdapterConflict, TenantNotFound
+from adapters.errors import AdapterConflict, InvalidName, TenantNotFound
 from adapters.registry.database import Database, Write
 from adapters.registry.names import DEFAULT_TENANT, check_tenant
 from adapters.registry.records import LOCAL, Caller, Quota, Tenant
@@ -93,8 +93,8 @@ class Tenants:
         if name == DEFAULT_TENANT:
             raise AdapterConflict("the tenant 'default' can't be removed")
         with self._database.write() as write:
-            row = _row(write.connection, name)
-            if row is None or row["deleted"] is not None:
+            row = live_tenant(write.connection, name)
+            if row is None:
                 raise TenantNotFound(f"no tenant {name[:100]!r}")
             _check_empty(write.connection, name)
             _close(write, name)
@@ -119,6 +119,16 @@ def _check_empty(connection: Connection, name: str) -> None:
     left = connection.execute(query).scalars().first()
     if left is not None:
         raise AdapterConflict(f"tenant {name!r} still has adapters, such as {left!r}; delete them first")
+
+
+def live_tenant(connection: Connection, name: str) -> RowMapping | None:
+    """The row of a tenant other than the default one; None: there is none of this name."""
+    try:
+        check_tenant(name)
+    except InvalidName:
+        return None
+    row = _row(connection, name)
+    return None if row is None or row["deleted"] is not None else row
 
 
 def _row(connection: Connection, name: str) -> RowMapping | None:

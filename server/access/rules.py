@@ -55,6 +55,7 @@ RULES: Mapping[str, Rule] = {
     "DELETE /adapters/{name}": "admin",
     # Tenants and keys
     "GET /v1/keys": "admin",
+    "GET /v1/keys/{id}": "admin",
     "POST /v1/keys": "admin",
     "DELETE /v1/keys/{id}": "admin",
     "GET /v1/audit": "admin",

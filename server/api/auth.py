@@ -63,8 +63,10 @@ class Gate:
         if principal is None:
             self._context.metrics.refused_keys.labels("missing" if secret is None else "invalid").inc()
             raise unauthorized(secret is not None)
-        if template is not None and (rule is None or not principal.may(rule)):
-            raise forbidden(rule)
+        if template is not None and rule is None:
+            raise APIError(403, "No rule opens this route to anyone.", code="no_rule")
+        if rule is not None and not principal.may(rule):
+            raise insufficient_scope(rule)
         return principal
 
     def _template(self, scope: Scope) -> str | None:
@@ -126,13 +128,11 @@ def unauthorized(given: bool) -> APIError:
     return APIError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
-def forbidden(scope: str | None) -> APIError:
-    """`scope`: what the key lacks; None: no key opens this route."""
-    if scope is None:
-        return APIError(403, "No rule opens this route to anyone.", code="no_rule")
+def insufficient_scope(scope: str, why: str = "which this route takes") -> APIError:
+    """The key is good, but not for this."""
     return APIError(
         403,
-        f"This API key lacks the scope `{scope}`, which this route takes.",
+        f"This API key lacks the scope `{scope}`, {why}.",
         code="insufficient_scope",
         headers={"www-authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
     )

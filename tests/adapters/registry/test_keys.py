@@ -124,7 +124,7 @@ def wait_for(happens: Callable[[], bool]) -> None:
 
 def test_only_its_own_tenant_and_operators_know_of_a_key(here: Replica) -> None:
     key, secret = here.keys.create("acme", "a", ("use",), caller=ADMIN)
-    for key_id in (key.id, "key-000000000000", "", "x" * 5000):
+    for key_id in (key.id, "key-000000000000", "", "x" * 5000, "key-\0", key.id + "\n"):
         for call in (here.keys.get, here.keys.revoke):
             with pytest.raises(KeyNotFound) as caught:
                 call(key_id, OTHER)
@@ -135,15 +135,16 @@ def test_only_its_own_tenant_and_operators_know_of_a_key(here: Replica) -> None:
 
 def test_a_tenants_admin_makes_keys_for_its_tenant_only(here: Replica) -> None:
     here.keys.create("acme", "a", ("use", "publish", "admin"), caller=ADMIN)
-    for tenant in ("other", "nobody", "default", "*", ""):
+    for tenant in ("other", "nobody", "default", "*", "", "a\0"):
         with pytest.raises(TenantNotFound) as caught:
             here.keys.create(tenant, "a", ("use",), caller=ADMIN)
         assert str(caught.value) == f"no tenant {tenant!r}"
     assert len(here.keys.list()) == 1
     here.keys.create("other", "a", ("use",), caller=LOCAL)
     here.keys.create("default", "a", ("use",), caller=LOCAL)
-    with pytest.raises(TenantNotFound, match="no tenant 'nobody'"):
-        here.keys.create("nobody", "a", ("use",), caller=LOCAL)
+    for tenant in ("nobody", "no\0body"):
+        with pytest.raises(TenantNotFound, match="no tenant 'no"):
+            here.keys.create(tenant, "a", ("use",), caller=LOCAL)
 
 
 @pytest.mark.parametrize("scope", ["operator", "metrics"])
@@ -163,7 +164,9 @@ def test_keys_are_listed_by_age_in_pages(here: Replica) -> None:
     assert [key.revoked is None for key in mine] == [True, False, True]
     assert here.keys.list("acme", limit=2) == mine[:2]
     assert here.keys.list("acme", after=mine[0].id) == mine[1:]
-    assert here.keys.list("acme", after="key-unknown") == ()
+    for unknown in ("key-000000000000", "key-unknown", "\0"):
+        with pytest.raises(KeyNotFound):
+            here.keys.list("acme", after=unknown)
 
 
 def test_a_tenant_has_a_bounded_number_of_valid_keys(here: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
