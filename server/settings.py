@@ -91,6 +91,14 @@ class Settings(BaseSettings):
     )
     share_kv: bool = Field(False, description="let tenants reuse one another's cached prompt beginnings")
     data_dir: Path = Field(default_factory=default_data_dir, description="where uploaded adapters are kept")
+    blob_url: str | None = Field(
+        None,
+        description="where servers keep the files of adapters together, such as s3://bucket/prefix or "
+        "file:///mnt/adapters (default: in the data directory)",
+    )
+    blob_cache_gb: float | None = Field(
+        None, gt=0, description="with --blob-url: most room for copies in the data directory in GiB"
+    )
     adapter_dir: Path | None = Field(
         None, description="folder that /v1/load_lora_adapter may read from (default: none, the route refuses)"
     )
