@@ -48,6 +48,14 @@ class Metrics:
         self.requests = self._counter("requests", "Finished requests", ["adapter", "outcome"])
         self.uploads = self._counter("adapter_uploads", "Adapters sent to the API", ["outcome"])
         self.pooled = self._counter("pooled_inputs", "Inputs that were embedded or classified", ["task"])
+        self.shadows = self._counter(
+            "shadow_requests", "Copies of requests for shadow versions", ["adapter", "outcome"]
+        )
+        self.agreement = self._counter(
+            "shadow_agreement",
+            "Greedy answers of shadow versions beside those they copy",
+            ["adapter", "answer"],
+        )
         self.unknown = self._counter("unknown_model_requests", "Requests that named no live model", [])
         self.refused_keys = self._counter("refused_keys", "Requests without a valid API key", ["reason"])
         self.first_token = self._histogram("time_to_first_token", "Until the first token", FIRST_TOKEN)
@@ -82,12 +90,22 @@ class Metrics:
 
     def count(self, adapter: str, outcome: str) -> None:
         """One request is over: `success`, `aborted`, `rejected` or `error`."""
+        self.requests.labels(self._label(adapter), outcome).inc()
+
+    def shadow(self, adapter: str, outcome: str) -> None:
+        """A copy for a shadow version is over: `success`, `skipped`, `aborted` or `error`."""
+        self.shadows.labels(self._label(adapter), outcome).inc()
+
+    def shadow_answer(self, adapter: str, same: bool) -> None:
+        """Whether a greedy copy gave the tokens of the answer itself."""
+        self.agreement.labels(self._label(adapter), "same" if same else "different").inc()
+
+    def _label(self, adapter: str) -> str:
         if adapter not in self._labels:
             if len(self._labels) >= self._max_labels:
-                adapter = OTHER
-            else:
-                self._labels.add(adapter)
-        self.requests.labels(adapter, outcome).inc()
+                return OTHER
+            self._labels.add(adapter)
+        return adapter
 
     def published(self, adapter: str, received: float) -> None:
         """A new version, whose files were received at `received` by `time.perf_counter`."""

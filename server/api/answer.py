@@ -16,6 +16,7 @@ from server.api.generation import Event, Generation, unless_gone
 from server.api.lease import Lease
 from server.api.prompts import Prompt
 from server.api.schemas import GenerationFields
+from server.api.shadow import start_shadow
 from server.api.streaming import Body, EventStream
 from server.engine.request import (
     FinishReason,
@@ -33,7 +34,7 @@ class Choice:
     index: int
     prompt: Prompt
     parts: list[str] = field(default_factory=list)
-    tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
     started: bool = False
     cached_tokens: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -44,17 +45,22 @@ class Choice:
     def text(self) -> str:
         return "".join(self.parts)
 
+    @property
+    def answer(self) -> tuple[int, ...] | None:
+        """Its tokens, once it has come to its end."""
+        return None if self.finish_reason is None else tuple(self.token_ids)
+
     def count(self, output: GenerationOutput) -> None:
-        """What the token counts need, also when the output itself is streamed away."""
-        self.tokens += len(output.token_ids)
+        """What is needed of every output, also when its text is streamed away."""
+        self.token_ids += output.token_ids
         self.cached_tokens = max(self.cached_tokens, output.cached_tokens)
+        self.finish_reason = output.finish_reason
 
     def add(self, output: GenerationOutput) -> None:
         """Collect `output` for an answer in one piece."""
         self.parts.append(output.text)
         self.logprobs.extend(output.logprobs or ())
         self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
-        self.finish_reason = output.finish_reason
 
 
 class Answer(ABC):
@@ -94,6 +100,8 @@ class Answer(ABC):
                 sampling=self.sampling(choice),
                 adapter=self.lease.digest,
                 invocation=self.lease.invocation,
+                scope=self.lease.scope,
+                tenant=self.lease.tenant,
             )
             for choice in self.choices
         ]
@@ -117,7 +125,7 @@ class Answer(ABC):
         """Token counts; a prompt counts once, however many answers it has."""
         firsts = self.choices[:: self.body.choices]
         prompt = sum(len(choice.prompt.token_ids) for choice in firsts)
-        completion = sum(choice.tokens for choice in self.choices)
+        completion = sum(len(choice.token_ids) for choice in self.choices)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -158,14 +166,22 @@ async def respond(request: Request, answer: Answer) -> Response:
 
     A stream starts with the first token, so that whatever goes wrong before it still has a status of its own.
     """
-    generation = Generation(answer.lease, answer.requests())
+    requests = answer.requests()
+    generation = Generation(answer.lease, requests)
+    shadow = start_shadow(answer.lease, requests[0])
+
+    async def close() -> None:
+        if shadow is not None:
+            shadow.answered(answer.choices[0].answer)
+        await generation.close()
+
     try:
         if not answer.body.stream:
             whole = await unless_gone(request, answer.collect(generation))
-            await generation.close()
+            await close()
             return Response(to_json(whole), headers=answer.headers, media_type="application/json")
         first = await unless_gone(request, anext(generation))
-        return EventStream(answer.stream(first, generation), generation.close, answer.headers)
+        return EventStream(answer.stream(first, generation), close, answer.headers)
     except BaseException:
-        await generation.close()
+        await close()
         raise

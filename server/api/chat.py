@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.api.answer import Answer, Choice, respond
+from server.api.auth import CurrentCaller
 from server.api.body import read_json
 from server.api.chat_schema import ChatRequest
 from server.api.context import OpenContext
@@ -22,10 +23,10 @@ router = APIRouter()
 
 
 @router.post(CHAT)
-async def chat_completions(request: Request, context: OpenContext) -> Response:
+async def chat_completions(request: Request, context: OpenContext, caller: CurrentCaller) -> Response:
     """Continue a conversation."""
     body = await read_json(request, ChatRequest)
-    with leased(context, body.model, body.adapters) as lease:
+    with leased(request, context, caller, body) as lease:
         check_route(lease, CHAT)
         body.check(context.settings, context.engine.vocab_size)
         prompt = await chat_prompt(context, body.messages)

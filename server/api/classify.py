@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from server.api.auth import CurrentCaller
 from server.api.body import read_json
 from server.api.context import OpenContext
 from server.api.inputs import InputFields, read_inputs
@@ -31,10 +32,10 @@ class ClassifyRequest(InputFields):
 
 
 @router.post(CLASSIFY)
-async def classify(request: Request, context: OpenContext) -> Response:
+async def classify(request: Request, context: OpenContext, caller: CurrentCaller) -> Response:
     """The class of each input."""
     body = await read_json(request, ClassifyRequest)
-    with leased(context, body.model, body.adapters) as lease:
+    with leased(request, context, caller, body) as lease:
         check_route(lease, CLASSIFY)
         prompts = await read_inputs(context, body)
 
@@ -45,10 +46,10 @@ async def classify(request: Request, context: OpenContext) -> Response:
 
 
 @router.post(TOKEN_CLASSIFY)
-async def token_classify(request: Request, context: OpenContext) -> Response:
+async def token_classify(request: Request, context: OpenContext, caller: CurrentCaller) -> Response:
     """The class of each token of each input."""
     body = await read_json(request, ClassifyRequest)
-    with leased(context, body.model, body.adapters) as lease:
+    with leased(request, context, caller, body) as lease:
         check_route(lease, TOKEN_CLASSIFY)
         prompts = await read_inputs(context, body, offsets=True)
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.api.answer import Answer, Choice, respond
+from server.api.auth import CurrentCaller
 from server.api.body import read_json
 from server.api.completion_schema import CompletionRequest
 from server.api.context import OpenContext, ServerContext
@@ -23,10 +24,10 @@ router = APIRouter()
 
 
 @router.post(COMPLETIONS)
-async def completions(request: Request, context: OpenContext) -> Response:
+async def completions(request: Request, context: OpenContext, caller: CurrentCaller) -> Response:
     """Continue one or several texts."""
     body = await read_json(request, CompletionRequest)
-    with leased(context, body.model, body.adapters) as lease:
+    with leased(request, context, caller, body) as lease:
         check_route(lease, COMPLETIONS)
         body.check(context.settings, context.engine.vocab_size)
         if body.echo and context.base.kind == "encoder-decoder":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol, cast
 
 import anyio
@@ -11,6 +13,8 @@ from fastapi import Depends, Request
 
 from adapters.base import BaseSpec
 from adapters.mixture import Mixtures
+from server.access.budgets import Budgets
+from server.access.principal import Access
 from server.api.errors import draining
 from server.api.registry import Registry
 from server.api.tokens import TokenBytes
@@ -45,6 +49,8 @@ class Engine(Protocol):
 
     def prefetch(self, digest: str) -> None: ...
 
+    def pin(self, digests: set[str]) -> None: ...
+
 
 class Tokenizer(Protocol):
     """The part of a transformers fast tokenizer that HTTP needs."""
@@ -78,6 +84,10 @@ class ServerContext:
         base: `base.name` is the base's name in the API.
         started: unix time, the `created` of the base's model card.
         draining: set it when the server stops; from then on new work is refused with a 503.
+        checks: of uploads that nobody waits for.
+        merging: held while one merged model is made and sent.
+        shadows: copies of requests that run now.
+        applied: digests of the versions whose desired state was seen to.
     """
 
     settings: Settings
@@ -94,6 +104,10 @@ class ServerContext:
     tokenizing: anyio.CapacityLimiter = field(init=False)
     publishing: anyio.CapacityLimiter = field(init=False)
     uploads: int = field(default=0, init=False)
+    checks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    merging: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    shadows: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    applied: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.engine.stats, self.base.name, self.settings.max_running)
@@ -105,6 +119,17 @@ class ServerContext:
         # because checking an adapter may read its whole file into memory.
         self.tokenizing = anyio.CapacityLimiter(1)
         self.publishing = anyio.CapacityLimiter(1)
+
+    @cached_property
+    def access(self) -> Access:
+        """Who may call; a key that is made or revoked counts at once."""
+        secret = self.settings.admin_key
+        return Access(self.registry.keys, None if secret is None else secret.get_secret_value())
+
+    @cached_property
+    def budgets(self) -> Budgets:
+        """What each tenant uses of this process."""
+        return Budgets(self.registry.tenants.quota)
 
     @property
     def status(self) -> Literal["ok", "draining", "failed"]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from starlette.responses import Response
 
+from server.api.auth import CurrentCaller
 from server.api.body import read_json
 from server.api.context import OpenContext
 from server.api.inputs import InputFields, read_inputs
@@ -35,10 +36,10 @@ class EmbeddingRequest(InputFields):
 
 
 @router.post(EMBEDDINGS)
-async def embeddings(request: Request, context: OpenContext) -> Response:
+async def embeddings(request: Request, context: OpenContext, caller: CurrentCaller) -> Response:
     """One vector for each input."""
     body = await read_json(request, EmbeddingRequest)
-    with leased(context, body.model, body.adapters) as lease:
+    with leased(request, context, caller, body) as lease:
         check_route(lease, EMBEDDINGS)
         prompts = await read_inputs(context, body)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from server.api.completion_schema import PromptField, check_prompts, prompt_list, prompt_name
 from server.api.context import ServerContext
 from server.api.prompts import Prompt, fit_whole, text_prompt, token_prompt
-from server.api.schemas import Ignored, ModelFields, invalid
+from server.api.schemas import ModelFields, invalid
 
 
 class InputFields(ModelFields):
@@ -13,8 +13,6 @@ class InputFields(ModelFields):
 
     input: PromptField
     add_special_tokens: bool | None = None
-
-    user: Ignored = None
 
 
 async def read_inputs(context: ServerContext, body: InputFields, *, offsets: bool = False) -> list[Prompt]:

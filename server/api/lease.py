@@ -1,4 +1,4 @@
-"""From the `model` field to immutable versions, held for the life of the request."""
+"""From what a request asks for to immutable versions, held for the life of the request."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from starlette.requests import HTTPConnection
+
 from adapters.errors import AdapterError, AdapterNotFound
 from adapters.mixture import Mixture
-from adapters.registry.records import AdapterVersion
+from adapters.registry.names import DEFAULT_TENANT
+from adapters.registry.records import AdapterVersion, Caller, Route
 from server.api.context import ServerContext
 from server.api.errors import APIError, from_adapter_error, model_not_found
-from server.api.schemas import AdapterShare, invalid
+from server.api.schemas import AdapterShare, ModelFields, invalid
+from server.api.spellings import Asked, read_asked
 from server.engine.request import EngineError
 
 MIXTURE = "mixture"
@@ -26,11 +30,17 @@ class Lease:
     Attributes:
         versions: of a mixture all of them, in the order in which they were named; none for the base.
         scales: of a mixture, one for each version; else empty.
+        tenant: of the caller.
+        alias: led to the one version; empty if none did.
+        shadow: gets a copy of the request.
     """
 
     context: ServerContext
     versions: tuple[AdapterVersion, ...] = ()
     scales: tuple[float, ...] = ()
+    tenant: str = DEFAULT_TENANT
+    alias: str = ""
+    shadow: AdapterVersion | None = None
     released: bool = field(default=False, init=False)
 
     @property
@@ -75,11 +85,18 @@ class Lease:
         return () if self.version is None else self.version.invocation
 
     @property
+    def scope(self) -> str:
+        """See `GenerationRequest`: a tenant's cached KV is its own, unless the operator says otherwise."""
+        return "" if self.context.settings.share_kv else self.tenant
+
+    @property
     def headers(self) -> dict[str, str]:
-        """Which weights answered; answers of the bare base have no adapter headers."""
+        """Which weights answered, and the alias that chose them; the bare base has no adapter headers."""
         headers = {"x-base-digest": self.context.base.serving_digest}
         if self.digest is not None:
             headers |= {"x-adapter": self.model, "x-adapter-digest": self.digest}
+        if self.alias:
+            headers["x-adapter-alias"] = self.alias
         return headers
 
     def hold(self) -> None:
@@ -99,7 +116,7 @@ class Lease:
         if self.mixture is not None:
             self.context.mixtures.hold(self.mixture)
         for version in self.versions:
-            self.context.metrics.hold(self.digest or "", version.name)
+            self.context.metrics.hold(self.digest or "", version.full_name)
 
     def release(self) -> None:
         """Give everything back; safe to call twice."""
@@ -110,7 +127,7 @@ class Lease:
             self.context.mixtures.release(self.mixture)
         for version in self.versions:
             self.context.registry.release(version.digest)
-            self.context.metrics.release(self.digest or "", version.name)
+            self.context.metrics.release(self.digest or "", version.full_name)
 
     def failure(self, error: AdapterError) -> Exception:
         """What to answer when the engine can't load what this holds.
@@ -123,12 +140,13 @@ class Lease:
 
 @contextmanager
 def leased(
-    context: ServerContext, model: str, adapters: Sequence[AdapterShare] | None = None
+    request: HTTPConnection, context: ServerContext, caller: Caller, body: ModelFields
 ) -> Iterator[Lease]:
     """A lease for the block. It ends with the block only if that fails: otherwise the answer holds on to it
     until its last token, which for a stream comes after the handler has returned.
     """
-    lease = acquire(context, model, adapters)
+    asked = read_asked(request.headers, body, context.base.name)
+    lease = acquire(context, caller, asked, body.adapters)
     try:
         yield lease
     except BaseException as error:
@@ -138,36 +156,42 @@ def leased(
         raise
 
 
-def acquire(context: ServerContext, model: str, adapters: Sequence[AdapterShare] | None = None) -> Lease:
-    """Resolve `model`, or the base with `adapters`, and hold it; a 404 for a name that nothing live has."""
-    lease = _mixed(context, model, adapters) if adapters else _single(context, model)
+def acquire(
+    context: ServerContext, caller: Caller, asked: Asked, adapters: Sequence[AdapterShare] | None = None
+) -> Lease:
+    """Resolve what is asked for, or the base with `adapters`, and hold it.
+
+    A name that nothing live has which `caller` may see is a 404.
+    """
+    lease = _mixed(context, caller, asked, adapters) if adapters else _single(context, caller, asked)
     try:
         lease.hold()
     except AdapterNotFound:
         context.metrics.unknown_model()
-        raise model_not_found(lease.model if adapters else model) from None
+        raise model_not_found(lease.model if adapters else asked.model, asked.param) from None
     return lease
 
 
-def _single(context: ServerContext, model: str) -> Lease:
-    if model == context.base.name:
-        return Lease(context)
-    return Lease(context, (_resolve(context, model, "model"),))
+def _single(context: ServerContext, caller: Caller, asked: Asked) -> Lease:
+    if asked.model == context.base.name:
+        return Lease(context, tenant=caller.tenant)
+    route = _route(context, caller, asked)
+    return Lease(context, (route.version,), tenant=caller.tenant, alias=route.alias, shadow=route.shadow)
 
 
-def _mixed(context: ServerContext, model: str, adapters: Sequence[AdapterShare]) -> Lease:
-    if model != context.base.name:
-        raise invalid("model", f"must be `{context.base.name}`, the base's name, when adapters is given")
+def _mixed(context: ServerContext, caller: Caller, asked: Asked, adapters: Sequence[AdapterShare]) -> Lease:
+    if asked.model != context.base.name:
+        raise invalid(asked.param, f"must be `{context.base.name}`, the base's name, when adapters is given")
     versions: list[AdapterVersion] = []
     for index, share in enumerate(adapters):
         param = f"adapters[{index}].name"
-        version = _resolve(context, share.name, param)
+        version = _route(context, caller, Asked(share.name, param, asked.key)).version
         if version in versions:
             raise invalid(param, f"`{version.ref}` is named twice; name it once, with the sum of the scales")
         versions.append(version)
     scales = tuple(share.scale for share in adapters)
     if scales == (1.0,):
-        return Lease(context, tuple(versions))
+        return Lease(context, tuple(versions), tenant=caller.tenant)
     for index, version in enumerate(versions):
         if version.unmixable:
             why = f"`{version.ref}` can't be scaled or mixed: {version.unmixable}; name it alone, as `model`"
@@ -175,12 +199,12 @@ def _mixed(context: ServerContext, model: str, adapters: Sequence[AdapterShare])
     rank, most = sum(version.rank for version in versions), context.settings.max_adapter_rank
     if rank > most:
         raise invalid("adapters", f"the ranks add up to {rank}, more than {most} (--max-adapter-rank)")
-    return Lease(context, tuple(versions), scales)
+    return Lease(context, tuple(versions), scales, caller.tenant)
 
 
-def _resolve(context: ServerContext, name: str, param: str) -> AdapterVersion:
+def _route(context: ServerContext, caller: Caller, asked: Asked) -> Route:
     try:
-        return context.registry.resolve(name)
+        return context.registry.route(asked.model, caller, asked.key)
     except AdapterNotFound:
         context.metrics.unknown_model()
-        raise model_not_found(name, param) from None
+        raise model_not_found(asked.model, asked.param) from None

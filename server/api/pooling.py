@@ -55,6 +55,8 @@ async def respond(
             pooling=pooling or ("last" if decodes else "cls"),
             adapter=lease.digest,
             invocation=lease.invocation,
+            scope=lease.scope,
+            tenant=lease.tenant,
         )
         for index, prompt in enumerate(prompts)
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from server.api.errors import INVALID, APIError
@@ -22,6 +22,8 @@ MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_MIXED = 8
 MAX_SCALE = 100
+MAX_NAME = 256
+MAX_KEY = 512
 INT64 = 2**63
 
 
@@ -39,6 +41,20 @@ Ignored = Any
 """A field of OpenAI's API that can't change the answer: accepted and not used."""
 
 
+RoutingKey = Annotated[str, Field(max_length=MAX_KEY)] | None
+"""A field of OpenAI's API that tells clients apart: it says which version of a weighted alias answers."""
+
+
+def _one_name(value: object) -> object:
+    if isinstance(value, list):
+        raise PydanticCustomError("list", "takes one adapter's name; send one request for each adapter")
+    return value
+
+
+AdapterName = Annotated[Annotated[str, Field(max_length=MAX_NAME)] | None, BeforeValidator(_one_name)]
+"""An adapter as peers name it beside `model`; an empty one says nothing."""
+
+
 def string_or_list(value: object) -> str:
     """Which branch of a union such as `stop` is meant; the tags never show in an error's field name."""
     return "<string>" if isinstance(value, str) else "<list>"
@@ -53,15 +69,30 @@ class Strict(BaseModel):
 class AdapterShare(Strict):
     """One of the adapters that answer together, and what its difference from the base is multiplied by."""
 
-    name: str = Field(min_length=1, max_length=256)
+    name: str = Field(min_length=1, max_length=MAX_NAME)
     scale: float = Field(1.0, ge=-MAX_SCALE, le=MAX_SCALE)
 
 
 class ModelFields(Strict):
-    """What answers: a model by its name, or the base with several adapters at once."""
+    """What answers: a model by its name, or the base with several adapters at once.
 
-    model: str = Field(min_length=1, max_length=256)
+    `lora_path` is SGLang's name for an adapter and `adapter_id` LoRAX's: `spellings.py` reads them. LoRAX's
+    `adapter_source` and `api_token` would say where to fetch an adapter from, which no request can.
+    """
+
+    model: str = Field("", max_length=MAX_NAME)
     adapters: list[AdapterShare] | None = Field(None, min_length=1, max_length=MAX_MIXED)
+    lora_path: AdapterName = None
+    adapter_id: AdapterName = None
+    user: RoutingKey = None
+
+    adapter_source: Unsupported = None
+    api_token: Unsupported = None
+
+    @property
+    def routing_key(self) -> str | None:
+        """Who asks, for weighted aliases."""
+        return self.user
 
 
 class StreamOptions(Strict):
@@ -103,13 +134,18 @@ class GenerationFields(ModelFields):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
 
-    user: Ignored = None
+    prompt_cache_key: RoutingKey = None
+    safety_identifier: RoutingKey = None
+
     store: Ignored = None
     metadata: Ignored = None
     service_tier: Ignored = None
-    safety_identifier: Ignored = None
-    prompt_cache_key: Ignored = None
     prompt_cache_retention: Ignored = None
+
+    @property
+    def routing_key(self) -> str | None:
+        """See `ModelFields.routing_key`."""
+        return self.prompt_cache_key or self.safety_identifier or self.user
 
     @property
     def choices(self) -> int:
