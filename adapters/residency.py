@@ -2,14 +2,14 @@
 
 Reading and placing happen in a background thread; the engine only ever asks "is it there?". A lease keeps
 an adapter in its tiers, so that what runs is never evicted. On the CPU the device tier is the host tier.
+`pins.py` says which adapters are to stay on the device though nobody asks for them.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -19,63 +19,8 @@ from adapters.batch.cuda.upload import Upload, Uploader, choose_uploader
 from adapters.batch.placed import Placed
 from adapters.delta import AdapterWeights
 from adapters.errors import AdapterError, AdapterTooLarge
-
-
-class Tier:
-    """An LRU of adapters under a byte budget; leased ones stay, and those that somebody waits to arrive."""
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.bytes = 0
-        self.evictions = 0
-        self.items: OrderedDict[str, Placed] = OrderedDict()
-        self.leases: dict[str, int] = {}
-        self.arriving: set[str] = set()
-
-    def get(self, digest: str) -> Placed | None:
-        adapter = self.items.get(digest)
-        if adapter is not None:
-            self.items.move_to_end(digest)
-        return adapter
-
-    def make_room(self, nbytes: int) -> bool:
-        """Evict the least recently used until `nbytes` fit. False, with nothing evicted, if they can't."""
-        free = self.budget - self.bytes
-        victims: list[str] = []
-        for digest, adapter in self.items.items():
-            if free >= nbytes:
-                break
-            if not self.leases.get(digest) and digest not in self.arriving:
-                victims.append(digest)
-                free += adapter.nbytes
-        if free < nbytes:
-            return False
-        for digest in victims:
-            self.remove(digest)
-            self.evictions += 1
-        return True
-
-    def put(self, adapter: Placed) -> bool:
-        """Add an adapter; False if leased ones leave no room for it."""
-        if adapter.digest in self.items:
-            return True
-        if not self.make_room(adapter.nbytes):
-            return False
-        self.items[adapter.digest] = adapter
-        self.bytes += adapter.nbytes
-        return True
-
-    def remove(self, digest: str) -> None:
-        self.bytes -= self.items.pop(digest).nbytes
-        self.arriving.discard(digest)
-
-    def lease(self, digest: str) -> None:
-        self.leases[digest] = self.leases.get(digest, 0) + 1
-
-    def release(self, digest: str) -> None:
-        self.leases[digest] -= 1
-        if not self.leases[digest]:
-            del self.leases[digest]
+from adapters.pins import Pins
+from adapters.tier import LoadedAdapter, Tier, TierName
 
 
 class Residency:
@@ -104,7 +49,8 @@ class Residency:
         self._load = load
         self._place = place
         self._uploader = uploader or choose_uploader(device)
-        self.device = Tier(device_budget)
+        self._pins = Pins()
+        self.device = Tier(device_budget, self._pins)
         self.host = self.device if device.type == "cpu" else Tier(host_budget)
         self.on_ready = on_ready
         self._lock = threading.RLock()
@@ -113,6 +59,9 @@ class Residency:
         self._waiting: dict[str, Placed] = {}
         self._forgotten: set[str] = set()
         self._uploads: dict[str, Upload] = {}
+        self._ranks: dict[str, int] = {}
+        self._listed: tuple[tuple[int, ...], tuple[LoadedAdapter, ...]] = ((), ())
+        self._closed = False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
         self._watch = ThreadPoolExecutor(1, thread_name_prefix="adapter-upload")
         self.loads = 0
@@ -129,6 +78,10 @@ class Residency:
             if there or digest in self._loading or self._waiting:
                 return
             self._failed.pop(digest, None)
+            self._read(digest)
+
+    def _read(self, digest: str) -> None:
+        if not self._closed:
             self._loading.add(digest)
             self._pool.submit(self._bring, digest)
 
@@ -140,6 +93,66 @@ class Residency:
             self.prefetch(digest)
             if digest in self._loading:
                 self._forgotten.add(digest)
+
+    def pin(self, digests: Iterable[str]) -> None:
+        """Have exactly these on the device, from when `tend` has brought them; the first ones get room first.
+
+        They count in the budget and make room only for a request that could never run otherwise; `tend`
+        brings them back a minute later. Those that don't fit beside the others are told of in the log.
+        """
+        with self._lock:
+            self._pins.set(digests)
+        self.on_ready()
+
+    def tend(self) -> None:
+        """Bring the next pinned adapter that is missing. Called often, by the thread that calls `acquire`."""
+        with self._lock:
+            try:
+                for digest in [known for known in self._uploads if known in self._pins]:
+                    self._arrived(digest)
+                if self._pins.due() and not self._loading and not self._waiting:
+                    digest = self._pins.next(self.device.items, self.device.unpinned) or ""
+                    if digest:
+                        self._bring_pin(digest)
+            except AdapterError as error:
+                self._pins.failed(digest, error)
+
+    def _bring_pin(self, digest: str) -> None:
+        staged = self.host.get(digest)
+        if staged is None:
+            self._read(digest)
+            if digest in self._loading:
+                self._forgotten.add(digest)  # no request waits for it
+        elif self.device.make_room(staged.nbytes):
+            self._to_device(digest)
+        else:
+            self._pins.no_room(digest)
+
+    @property
+    def pins(self) -> int:
+        """How many adapters are pinned, in memory or not."""
+        return len(self._pins)
+
+    @property
+    def lacks_pins(self) -> bool:
+        """Whether `tend` may have something to do, now or later."""
+        with self._lock:
+            return bool(self._pins.missing(self.device.items))
+
+    def loaded(self) -> tuple[LoadedAdapter, ...]:
+        """Each adapter in memory once, in the fastest tier that has it."""
+        with self._lock:
+            changes = self.device.changes, self.host.changes, self._pins.changes
+            if self._listed[0] != changes:
+                there: dict[str, TierName] = dict.fromkeys(self.host.items, "host")
+                there |= dict.fromkeys(self.device.items, "device")
+                self._ranks = {digest: self._ranks.get(digest, 0) for digest in (*there, *self._waiting)}
+                adapters = (
+                    LoadedAdapter(digest, tier, self._ranks[digest], digest in self._pins)
+                    for digest, tier in there.items()
+                )
+                self._listed = changes, tuple(adapters)
+            return self._listed[1]
 
     def acquire(self, digest: str) -> Placed | None:
         """Lease an adapter on the device, or None while it is on its way or leased ones leave no room.
@@ -163,7 +176,7 @@ class Residency:
         if staged is None:
             self.prefetch(digest)
             return None
-        if not self.device.make_room(staged.nbytes):
+        if not self.device.make_room(staged.nbytes, asked=True):
             return None
         # Copies of what was evicted on its way: nobody waits for their end.
         self._uploads = {known: up for known, up in self._uploads.items() if known in self.device.items}
@@ -238,6 +251,7 @@ class Residency:
     def evict(self, digest: str) -> bool:
         """Drop an adapter from memory, and mixtures that it is in, unless leased. True if nothing is left."""
         with self._lock:
+            self._pins.remove(digest)
             tiers = {id(tier): tier.items for tier in (self.device, self.host)}.values()
             known = {key: adapter for items in (*tiers, self._waiting) for key, adapter in items.items()}
             mixtures = [key for key, adapter in known.items() if digest in adapter.members]
@@ -256,6 +270,8 @@ class Residency:
 
     def close(self) -> None:
         """Stop the background threads; a load or copy in progress ends first."""
+        with self._lock:
+            self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._watch.shutdown(wait=True, cancel_futures=True)
 
@@ -264,7 +280,8 @@ class Residency:
         error: AdapterError | None = None
         placed: Placed | None = None
         try:
-            placed = self._place(self._load(digest))
+            weights = self._load(digest)
+            placed = self._place(weights)
             if placed.nbytes > min(self.device.budget, self.host.budget):
                 raise AdapterTooLarge(
                     f"adapter {digest[:12]} takes {placed.nbytes / 2**20:.1f} MiB in memory, more than the "
@@ -278,13 +295,18 @@ class Residency:
             self._loading.discard(digest)
             self.load_seconds += time.perf_counter() - started
             if error is not None:
+                self._pins.failed(digest, error)
                 if digest not in self._forgotten:  # whoever comes later tries again, and is told then
                     self._failed[digest] = error
             elif placed is not None:
                 self.loads += 1
-                # With every byte leased it waits outside the tier for the next acquire that finds room.
-                if not self.host.put(placed) and digest not in self._forgotten:
-                    self._waiting = {digest: placed}
+                self._ranks[digest] = weights.max_rank
+                self._pins.loaded(digest, placed.nbytes)
+                if not self.host.put(placed):
+                    self._pins.no_room(digest)
+                    # With every byte leased it waits outside the tier for the next acquire that finds room.
+                    if digest not in self._forgotten:
+                        self._waiting = {digest: placed}
             self._forgotten.discard(digest)
         self.on_ready()
 

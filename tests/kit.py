@@ -240,11 +240,17 @@ def engine_core(
 
 
 def ask(
-    request_id: str, prompt: Sequence[int], adapter: str | None = None, *, scope: str = "", **sampling: Any
+    request_id: str,
+    prompt: Sequence[int],
+    adapter: str | None = None,
+    *,
+    scope: str = "",
+    tenant: str = "",
+    **sampling: Any,
 ) -> GenerationRequest:
     """A request, greedy and without an early end unless told otherwise."""
     params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "max_tokens": 8, **sampling})
-    return GenerationRequest(request_id, tuple(prompt), params, adapter, scope)
+    return GenerationRequest(request_id, tuple(prompt), params, adapter, scope, tenant=tenant)
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:

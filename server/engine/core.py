@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -168,6 +169,10 @@ class EngineCore:
             self.abort(request_id)
         return ids
 
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """See `FairQueue.set_weights`."""
+        self.scheduler.queue.set_weights(weights)
+
     def forget(self, digest: str) -> None:
         """An adapter is deleted and no request holds it: give its memory back."""
         self.residency.evict(digest)
@@ -271,7 +276,7 @@ class EngineCore:
         """The counters of now."""
         scheduler, residency = self.scheduler, self.residency
         running = {s.request.adapter for s in scheduler.running if s.request.adapter}
-        waiting = {s.request.adapter for s in scheduler.queue.waiting() if s.request.adapter}
+        waiting = {adapter for adapter in scheduler.queue.waiting_adapters if adapter}
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.queue),
@@ -297,4 +302,8 @@ class EngineCore:
             adapter_load_seconds=residency.load_seconds,
             merge=MergeStats() if self.merger is None else self.merger.stats(),
             healthy=healthy,
+            fairness_preemptions=scheduler.places.preemptions,
+            tenants=scheduler.queue.tenant_stats(),
+            adapters_loaded=residency.loaded(),
+            pins=residency.pins,
         )

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +17,7 @@ from typing_extensions import TypeVar
 
 from adapters.residency import Residency
 from server.engine.core import EngineCore, Result, Results
+from server.engine.fairness import check_weights
 from server.engine.request import (
     EngineError,
     GenerationOutput,
@@ -61,6 +62,8 @@ class Core(Protocol):
     def forget(self, digest: str) -> None: ...
 
     def step(self) -> Results: ...
+
+    def set_weights(self, weights: Mapping[str, float]) -> None: ...
 
     def stats(self, *, healthy: bool = True) -> EngineStats: ...
 
@@ -167,6 +170,19 @@ class Engine(Generic[C]):
         if not self._draining:
             self._core.residency.warm(digest)
 
+    def pin(self, digests: Iterable[str]) -> None:
+        """Keep exactly these adapters in memory, as `Residency.pin` says; returns at once."""
+        self._core.residency.pin(digests)
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """How much of the batch each tenant gets beside the others; 1 for those that are not named.
+
+        Raises:
+            ValueError: a weight is not a positive, finite number.
+        """
+        checked = check_weights(weights)
+        self._command(lambda: self._core.set_weights(checked))
+
     def forget(self, digest: str) -> None:
         """An adapter was deleted and no request holds it: give its memory back; returns at once."""
         self._command(lambda: self._core.forget(digest))
@@ -246,12 +262,13 @@ class Engine(Generic[C]):
         idle = False
         while not self._stopping:
             with self._wake:
-                if idle and not self._commands:
-                    # A waiting adapter load notifies; the timeout only guards against a lost one.
-                    self._wake.wait(timeout=0.1 if self._core.busy else None)
+                # `_stopping` is looked at under the lock: set after that, it comes with a notification.
+                if idle and not self._commands and not self._stopping:
+                    self._wake.wait(timeout=self._patience())
                 commands = [self._commands.popleft() for _ in range(len(self._commands))]
             for command in commands:
                 command()
+            self._core.residency.tend()
             before = self._core.steps
             try:
                 results = self._core.step()
@@ -270,6 +287,12 @@ class Engine(Generic[C]):
             self._deliver(results)
             if not idle:
                 self._deliver_seconds += time.perf_counter() - stepped
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for something to do. A load that ends notifies; this guards against a lost one."""
+        if self._core.busy:
+            return 0.1
+        return 1.0 if self._core.residency.lacks_pins else None
 
     def _snapshot(self) -> None:
         stats = self._core.stats(healthy=self._failures < _FAILURES)

@@ -93,6 +93,10 @@ class BlockPool:
             blocks.append(block)
         return blocks
 
+    def held_alone(self, blocks: Sequence[int]) -> int:
+        """How many of `blocks` have one holder: those that its `release` frees."""
+        return sum(self._holders[block] == 1 for block in blocks)
+
     def cached(self, known: bytes) -> bool:
         return known in self._block_of
 

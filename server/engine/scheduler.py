@@ -1,4 +1,7 @@
-"""What runs in the next step: decoding sequences first, then prefill chunks, then newcomers in fair turns."""
+"""What runs in the next step: decoding sequences first, then prefill chunks, then newcomers in fair turns.
+
+`fairness.py` says who is next, `places.py` who gives way.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from adapters.residency import Residency
 from server.engine.fairness import FairQueue
 from server.engine.kv import BlockPool
 from server.engine.pacing import Pacer
+from server.engine.places import Places
 from server.engine.sequence import PagedSequence
 
 _PATIENCE = 8  # how often others may pass a sequence that waits for leased adapters to leave
@@ -33,6 +37,7 @@ class Scheduler:
         self.residency = residency
         self.queue = FairQueue()
         self.running: list[PagedSequence] = []
+        self.places = Places(pool, self.queue, max_running)
         self.pacer = Pacer(max_batch_tokens)
         self.preemptions = 0
         self.prefix_queries = 0
@@ -58,7 +63,7 @@ class Scheduler:
 
     def _forget_adapter(self, digest: str | None) -> None:
         """The last sequence that waited for an adapter is gone: so is its claim to room."""
-        if digest and all(other.request.adapter != digest for other in self.queue.waiting()):
+        if digest and not self.queue.waits_for(digest):
             self.residency.forget(digest)
 
     def schedule(self) -> tuple[Plan, list[tuple[PagedSequence, AdapterError]]]:
@@ -77,6 +82,7 @@ class Scheduler:
 
     def advance(self, plan: Plan) -> None:
         """The step was computed: make its full blocks findable."""
+        self.places.computed(sum(plan.values()))
         for sequence, tokens in plan.items():
             sequence.computed += tokens
             if self._prefix_cache:
@@ -101,13 +107,13 @@ class Scheduler:
         self.queue.charge(sequence.turn, tokens)
 
     def _grow(self, sequence: PagedSequence, tokens: int, plan: Plan) -> bool:
-        """Give it blocks for `tokens` more, preempting the newest. False: it was the newest itself."""
+        """Give it blocks for `tokens` more, preempting others. False: it had to go itself."""
         while True:
             blocks = self.pool.allocate(sequence.blocks_for(sequence.computed + tokens))
             if blocks is not None:
                 sequence.blocks += blocks
                 return True
-            victim = self.running[-1]
+            victim = self.places.newest_of_largest(self.running)
             plan.pop(victim, None)
             self._preempt(victim)
             if victim is sequence:
@@ -123,18 +129,17 @@ class Scheduler:
         self.running.remove(sequence)
         self.pool.release(sequence.blocks)
         sequence.blocks = []
-        sequence.computed = sequence.published = 0
+        sequence.computed = sequence.published = sequence.denied = 0
         if sequence.adapter is not None:
             self.residency.release(sequence.adapter.digest)
             sequence.adapter = None
 
     def _admit(self, room: int, plan: Plan) -> list[tuple[PagedSequence, AdapterError]]:
         failed: list[tuple[PagedSequence, AdapterError]] = []
-        skipped: set[tuple[str, str | None]] = set()
         starved: list[PagedSequence] = []
-        while room > 0 and len(self.running) < self._max_running:
-            sequence = next((s for s in self.queue.heads() if s.turn not in skipped), None)
-            if sequence is None or self.pool.free < self._blocks_to_start(sequence):
+        for sequence in self.queue.heads() if room > 0 else ():
+            givers = self._givers(sequence)
+            if givers is None:
                 break
             try:
                 ready = not self._deferred(sequence) and self._lease(sequence)
@@ -143,7 +148,6 @@ class Scheduler:
                 failed.append((sequence, error))
                 continue
             if not ready:
-                skipped.add(sequence.turn)
                 if sequence.request.adapter and self.residency.lacks_room(sequence.request.adapter):
                     if sequence.passed_over >= _PATIENCE:
                         break
@@ -151,9 +155,25 @@ class Scheduler:
                 continue
             for waiting in starved:
                 waiting.passed_over += 1
+            for giver in givers:
+                room += plan.pop(giver, 0)
+                self.places.set_back(giver)
+                self._preempt(giver)
             self._start(sequence)
             room -= self._prefill(sequence, room, plan)
+            if room <= 0:
+                break
         return failed
+
+    def _givers(self, newcomer: PagedSequence) -> list[PagedSequence] | None:
+        """Those who give way so that it can start, maybe nobody; None: it has to wait."""
+        blocks = self._blocks_to_start(newcomer)
+        if len(self.running) < self._max_running and self.pool.free >= blocks:
+            return []
+        return self._yielding(newcomer, blocks) or None
+
+    def _yielding(self, newcomer: PagedSequence, blocks: int) -> list[PagedSequence]:
+        return self.places.givers(newcomer, blocks, self.running)
 
     def _blocks_to_start(self, sequence: PagedSequence) -> int:
         """Room for all its tokens and the next one, if it may have a next one."""
@@ -183,6 +203,7 @@ class Scheduler:
                 self.prefix_hits += sequence.computed
         if sequence.cached is None:
             sequence.cached = sequence.computed
+        self.places.resumed(sequence)
 
     def _deferred(self, sequence: PagedSequence) -> bool:
         """Whether another computes much of what it needs right now, to be shared in a moment."""

@@ -13,6 +13,8 @@ from server.engine.detokenize import TextStream
 from server.engine.kv import adapted_hash, block_hash, root_hash
 from server.engine.request import GenerationRequest, Request, TokenLogprob
 
+Turn = tuple[str, str | None]
+"""Tenant and adapter: those who take turns."""
 _arrivals = count()
 NEVER = sys.maxsize
 """The place of no token."""
@@ -28,6 +30,9 @@ class PagedSequence:
         adapter: the placed adapter while the sequence runs (a lease), else None.
         adapted_from: the place of the first token that the adapter acts on, `NEVER` if there is none.
         passed_over: how often others were admitted first while this one waited for adapter memory.
+        denied: steps in which it was next and found no room.
+        set_back: how often it was preempted for another tenant or adapter; `lost`: tokens to compute again
+            since the last time.
     """
 
     def __init__(self, request: Request, base_digest: str, block_size: int) -> None:
@@ -40,15 +45,18 @@ class PagedSequence:
         self.adapter: Placed | None = None
         self.adapted_from = invoked_at(request.prompt, request.invocation)
         self.passed_over = 0
+        self.denied = 0
+        self.set_back = 0
+        self.lost = 0
         self.published = 0
         self._block_size = block_size
         adapter = None if self.adapted_from else request.adapter
         self._hashes = [root_hash(request.scope, base_digest, adapter)]
 
     @property
-    def turn(self) -> tuple[str, str | None]:
+    def turn(self) -> Turn:
         """Whose turn it takes: fairness is between these."""
-        return self.request.scope, self.request.adapter
+        return self.request.tenant, self.request.adapter
 
     @property
     def prompt_length(self) -> int:

@@ -1,7 +1,7 @@
 """Which cached block goes when room is needed: every tenant keeps a fair share.
 
-Cached blocks that nobody holds belong to owners, a tenant scope and an adapter within it. With one queue for
-all, a flood of prompts on one adapter would push out what all others have cached. So the scope with most
+Cached blocks that nobody holds belong to owners, a tenant and an adapter within it. With one queue for
+all, a flood of prompts on one adapter would push out what all others have cached. So the tenant with most
 blocks gives one, from its adapter with most, the one that was used the longest time ago: whoever has less
 than an equal share loses nothing. A share that lay unused for long goes first; otherwise a thousand adapters
 that were asked once would leave nothing to the few in use.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Owner = tuple[str, str | None]
-"""Tenant scope and adapter digest."""
+"""Tenant and adapter digest."""
 PROTECTED_SECONDS = 600.0
 """How long after its last use an owner keeps its share."""
 Key = TypeVar("Key", bound=Hashable)
@@ -65,7 +65,7 @@ class CachedBlocks:
         self._owner_of: dict[int, Owner] = {}
         self._blocks: dict[Owner, OrderedDict[int, None]] = {}  # the least recently used first
         self._used: OrderedDict[Owner, float] = OrderedDict()  # likewise
-        self._scopes: Largest[str] = Largest()
+        self._tenants: Largest[str] = Largest()
         self._adapters: dict[str, Largest[Owner]] = {}
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class CachedBlocks:
         """A block that was let go just now."""
         self._owner_of[block] = owner
         self._blocks.setdefault(owner, OrderedDict())[block] = None
-        self._scopes.increment(owner[0])
+        self._tenants.increment(owner[0])
         self._adapters.setdefault(owner[0], Largest()).increment(owner)
         self._touch(owner)
 
@@ -95,7 +95,7 @@ class CachedBlocks:
         """Give up one block; there must be one."""
         oldest, used = next(iter(self._used.items()))
         if self._clock() - used <= PROTECTED_SECONDS:
-            oldest = self._adapters[self._scopes.largest()].largest()
+            oldest = self._adapters[self._tenants.largest()].largest()
         block = next(iter(self._blocks[oldest]))
         self._remove(block)
         return block
@@ -103,7 +103,7 @@ class CachedBlocks:
     def _remove(self, block: int) -> Owner:
         owner = self._owner_of.pop(block)
         del self._blocks[owner][block]
-        self._scopes.decrement(owner[0])
+        self._tenants.decrement(owner[0])
         self._adapters[owner[0]].decrement(owner)
         if not self._blocks[owner]:
             del self._blocks[owner], self._used[owner]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from adapters.tier import LoadedAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +16,14 @@ class MergeStats:
     nbytes: int = 0
     builds: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantStats:
+    """Sequences of one tenant."""
+
+    running: int
+    waiting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,10 @@ class EngineStats:
         adapters_running, adapters_waiting: digests that live sequences name.
         adapters_device, adapters_host: adapters in each tier; on the CPU the two tiers are one.
         merge: the automatic merge.
+        fairness_preemptions: those of `preemptions` that gave a tenant or an adapter its share.
+        tenants: those with live sequences.
+        adapters_loaded: each adapter in memory.
+        pins: adapters that are to stay on the device, also if they are not there.
         adapter_load_seconds: time spent reading and placing adapters, in the background.
     """
 
@@ -59,3 +73,7 @@ class EngineStats:
     adapter_load_seconds: float
     merge: MergeStats
     healthy: bool
+    fairness_preemptions: int = 0
+    tenants: Mapping[str, TenantStats] = field(default_factory=dict)
+    adapters_loaded: tuple[LoadedAdapter, ...] = ()
+    pins: int = 0

@@ -14,7 +14,7 @@ from adapters.batch.cuda.upload import Upload, Uploader
 from adapters.batch.placed import Placed, place
 from adapters.delta import AdapterWeights, ModuleDelta
 from adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter
-from adapters.residency import Residency, Tier
+from adapters.residency import Residency
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
@@ -87,34 +87,6 @@ def _lease(residency: Residency, digest: str) -> Placed:
 
     _until(tried)
     return got[0]
-
-
-def test_a_tier_evicts_the_least_recently_used() -> None:
-    tier = Tier(2 * SIZE)
-    for digest in "ab":
-        assert tier.put(_place(_weights(digest)))
-    assert tier.get("a")
-    assert tier.put(_place(_weights("c")))
-    assert [*tier.items] == ["a", "c"]
-    assert (tier.bytes, tier.evictions) == (2 * SIZE, 1)
-
-
-def test_a_tier_never_evicts_what_is_leased_and_then_evicts_nothing() -> None:
-    tier = Tier(2 * SIZE)
-    for digest in "ab":
-        tier.put(_place(_weights(digest)))
-    tier.lease("a")
-    tier.lease("a")
-    assert not tier.put(_place(_weights("x2")))
-    assert [*tier.items] == ["a", "b"]
-    assert tier.put(_place(_weights("c")))
-    assert [*tier.items] == ["a", "c"]
-    tier.release("a")
-    assert tier.leases == {"a": 1}
-    tier.release("a")
-    assert tier.leases == {}
-    assert tier.put(_place(_weights("x2")))
-    assert [*tier.items] == ["x2"]
 
 
 def test_loads_in_the_background_and_leases() -> None:
@@ -455,3 +427,140 @@ def test_a_copy_that_fails_is_told_and_tried_again() -> None:
         assert residency.acquire("a") is None
         uploader.events["a"].reached.set()
         assert residency.acquire("a") is not None
+
+
+def _tend(residency: Residency, done: Callable[[], object]) -> None:
+    def tended() -> object:
+        residency.tend()
+        return done()
+
+    _until(tended)
+
+
+def _there(residency: Residency) -> set[str]:
+    return {adapter.digest for adapter in residency.loaded() if adapter.pinned and adapter.tier == "device"}
+
+
+def test_pins_are_brought_and_stay() -> None:
+    disk = Disk()
+    with _residency(3, disk) as residency:
+        residency.pin("ab")
+        lacked = residency.lacks_pins
+        _tend(residency, lambda: _there(residency) == {*"ab"})
+        assert (lacked, residency.lacks_pins) == (True, False)
+        for digest in "cde":
+            _lease(residency, digest)
+            residency.release(digest)
+        assert _there(residency) == {*"ab"}
+        assert residency.state("e") == "device"
+        assert disk.reads == [*"abcde"]
+        residency.pin("e")
+        assert residency.pins == 1
+        _lease(residency, "f")
+        assert residency.state("e") == "device"
+
+
+def test_pins_take_the_room_of_what_nobody_holds() -> None:
+    with _residency(2) as residency:
+        for digest in "xy":
+            _lease(residency, digest)
+        residency.release("x")
+        residency.pin("ab")
+        _tend(residency, lambda: _there(residency) == {"a"})
+        for _ in range(20):
+            residency.tend()
+        assert residency.state("y") == "device"
+        assert residency.device.leases == {"y": 1}
+
+
+def test_more_pins_than_room_are_told_and_block_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = Disk()
+    with _residency(2, disk) as residency:
+        clock = [0.0]
+        monkeypatch.setattr(residency._pins, "_clock", lambda: clock[0])
+        residency.pin(["a", "b", "c"])
+        _tend(
+            residency, lambda: _there(residency) == {*"ab"} and "c" in disk.reads and not residency._loading
+        )
+        for _ in range(10):
+            clock[0] += 100
+            residency.tend()
+        assert disk.reads == [*"abc"]  # it is known that there is no room for it
+        assert "pinned adapter c has no room" in caplog.text
+        _lease(residency, "x")
+        assert _there(residency) == {"b"}
+        assert "pinned adapter a made room" in caplog.text
+        assert residency.acquire("c") is None  # `b` stays: `x` can make room, when it is let go
+        residency.release("x")
+        _lease(residency, "c")
+        assert _there(residency) == {*"bc"}
+
+
+def test_a_pin_that_made_room_comes_back_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _residency(2) as residency:
+        clock = [0.0]
+        monkeypatch.setattr(residency._pins, "_clock", lambda: clock[0])
+        residency.pin("ab")
+        _tend(residency, lambda: _there(residency) == {*"ab"})
+        _lease(residency, "x")
+        residency.release("x")
+        for _ in range(10):
+            residency.tend()
+        _settle(residency)
+        assert residency.state("a") == "disk"
+        clock[0] += 60
+        _tend(residency, lambda: _there(residency) == {*"ab"})
+        assert residency.state("x") == "disk"
+
+
+def test_a_pin_that_can_not_be_read_leaves_the_way_to_others(caplog: pytest.LogCaptureFixture) -> None:
+    disk = Disk()
+    disk.broken["bad"] = InvalidAdapter("bad is damaged")
+    with _residency(2, disk) as residency:
+        residency.pin(["bad", "a"])
+        _tend(residency, lambda: _there(residency) == {"a"})
+        assert "pinned adapter bad is not in memory: bad is damaged" in caplog.text
+        with pytest.raises(InvalidAdapter):
+            _lease(residency, "bad")
+        assert residency.evict("bad")
+        assert residency.pins == 1
+
+
+def test_pins_on_a_device_of_its_own_are_copied_there() -> None:
+    with _uploads(2, "a", "x") as (residency, uploader):
+        residency.pin(["a", "b"])
+        _tend(residency, lambda: {*uploader.events} == {"a", "b"})
+        assert residency.device.arriving == {"a", "b"}
+        for event in uploader.events.values():
+            event.reached.set()
+        _tend(residency, lambda: not residency.device.arriving)
+        assert _there(residency) == {"a", "b"}
+        _until(lambda: residency.acquire("x") is None and "x" in uploader.events)  # they make room for it
+        uploader.events["x"].reached.set()
+        assert residency.acquire("x") is not None
+        assert _there(residency) == {"b"}
+
+
+def test_what_is_in_memory_is_listed_once_with_its_rank() -> None:
+    with _residency(2, device=META) as residency:
+        residency.pin(["b3"])
+        for digest in ("a2", "c"):
+            residency.prefetch(digest)
+            _settle(residency)
+        assert residency.acquire("a2") is not None
+        listed = {adapter.digest: (adapter.tier, adapter.rank) for adapter in residency.loaded()}
+        assert listed == {"a2": ("device", 2), "c": ("host", 1)}
+        assert residency.loaded() is residency.loaded()
+
+
+def test_nothing_is_read_once_it_is_closed() -> None:
+    disk = Disk()
+    with _residency(2, disk) as residency:
+        residency.close()
+        residency.prefetch("a")
+        residency.warm("b")
+        residency.pin("c")
+        residency.tend()
+    assert disk.reads == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 
 from adapters.errors import AdapterError
 from adapters.residency import Residency
@@ -89,6 +90,10 @@ class EncoderCore:
             self.abort(request_id)
         return ids
 
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """See `FairQueue.set_weights`."""
+        self.scheduler.queue.set_weights(weights)
+
     def forget(self, digest: str) -> None:
         """An adapter is deleted and no request holds it: give its memory back."""
         self.residency.evict(digest)
@@ -154,7 +159,7 @@ class EncoderCore:
         """The counters of now."""
         scheduler, residency = self.scheduler, self.residency
         running = {s.request.adapter for s in scheduler.running if s.request.adapter}
-        waiting = {s.request.adapter for s in scheduler.queue.waiting() if s.request.adapter}
+        waiting = {adapter for adapter in scheduler.queue.waiting_adapters if adapter}
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.queue),
@@ -180,4 +185,7 @@ class EncoderCore:
             adapter_load_seconds=residency.load_seconds,
             merge=MergeStats(),
             healthy=healthy and self._failures < _FAILURES,
+            tenants=scheduler.queue.tenant_stats(),
+            adapters_loaded=residency.loaded(),
+            pins=residency.pins,
         )

@@ -53,7 +53,7 @@ class EncoderScheduler:
         else:
             self.queue.take(sequence)
             digest = sequence.request.adapter
-            if digest and all(other.request.adapter != digest for other in self.queue.waiting()):
+            if digest and not self.queue.waits_for(digest):
                 self.residency.forget(digest)
         self.queue.leave(sequence)
 
@@ -71,11 +71,9 @@ class EncoderScheduler:
     def _admit(self) -> Failures:
         """Start a round. No lease is held now, so that whoever is first finds room for its adapter."""
         failed: Failures = []
-        skipped: set[tuple[str, str | None]] = set()
         room = self._max_batch_tokens
-        while len(self.running) < self._max_running:
-            sequence = next((s for s in self.queue.heads() if s.turn not in skipped), None)
-            if sequence is None or (self.running and sequence.length > room):
+        for sequence in self.queue.heads():
+            if len(self.running) >= self._max_running or (self.running and sequence.length > room):
                 break
             try:
                 ready = self._lease(sequence)
@@ -84,7 +82,6 @@ class EncoderScheduler:
                 failed.append((sequence, error))
                 continue
             if not ready:
-                skipped.add(sequence.turn)
                 continue
             self.queue.take(sequence)
             self.queue.charge(sequence.turn, sequence.length)

@@ -6,6 +6,7 @@ from itertools import count
 
 from adapters.batch.placed import Placed
 from server.engine.request import PoolingRequest, PoolingTask
+from server.engine.sequence import Turn
 
 HEAD_TASKS: dict[PoolingTask, str] = {"classify": "SEQ_CLS", "token_classify": "TOKEN_CLS"}
 """PEFT's names of what needs a head."""
@@ -21,9 +22,9 @@ class EncoderSequence:
         self.adapter: Placed | None = None
 
     @property
-    def turn(self) -> tuple[str, str | None]:
+    def turn(self) -> Turn:
         """Whose turn it takes: fairness is between these."""
-        return self.request.scope, self.request.adapter
+        return self.request.tenant, self.request.adapter
 
     @property
     def length(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -131,6 +132,10 @@ class Seq2SeqCore:
             self.abort(request_id)
         return ids
 
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """See `FairQueue.set_weights`."""
+        self.scheduler.queue.set_weights(weights)
+
     def forget(self, digest: str) -> None:
         """An adapter is deleted and no request holds it: give its memory back."""
         self.residency.evict(digest)
@@ -214,7 +219,7 @@ class Seq2SeqCore:
         """The counters of now."""
         scheduler, residency, counters = self.scheduler, self.residency, self._counters
         running = {s.request.adapter for s in scheduler.running if s.request.adapter}
-        waiting = {s.request.adapter for s in scheduler.queue.waiting() if s.request.adapter}
+        waiting = {adapter for adapter in scheduler.queue.waiting_adapters if adapter}
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.queue),
@@ -240,4 +245,8 @@ class Seq2SeqCore:
             adapter_load_seconds=residency.load_seconds,
             merge=MergeStats(),
             healthy=healthy,
+            fairness_preemptions=scheduler.places.preemptions,
+            tenants=scheduler.queue.tenant_stats(),
+            adapters_loaded=residency.loaded(),
+            pins=residency.pins,
         )

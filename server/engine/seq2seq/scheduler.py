@@ -17,3 +17,7 @@ class TargetScheduler(Scheduler):
             self._plan(sequence, 1, plan)
             self.queue.charge(sequence.turn, len(sequence.source))
         return len(sequence.source)
+
+    def _yielding(self, newcomer: PagedSequence, blocks: int) -> list[PagedSequence]:
+        """Nobody: its source would have to be encoded again, and its tokens be decoded one by one."""
+        return []

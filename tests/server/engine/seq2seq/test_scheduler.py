@@ -23,8 +23,8 @@ def _scheduler(blocks: int = 64, max_batch_tokens: int = 32, max_running: int = 
     )
 
 
-def _target(name: str, source: int, scope: str = "") -> Target:
-    request = ask(name, [5] * source, scope=scope, max_tokens=8)
+def _target(name: str, source: int, tenant: str = "") -> Target:
+    request = ask(name, [5] * source, tenant=tenant, max_tokens=8)
     return Target(request, 0, "base", 8, TextStream(Letters(), ()))
 
 

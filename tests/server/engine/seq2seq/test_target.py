@@ -9,7 +9,7 @@ from tests.server.engine.seq2seq.stand import START
 
 
 def _target(source: list[int], max_tokens: int) -> Target:
-    request = ask("x", source, "a", scope="s", max_tokens=max_tokens)
+    request = ask("x", source, "a", tenant="s", max_tokens=max_tokens)
     return Target(request, START, "base", 8, TextStream(Letters(), ()))
 
 
