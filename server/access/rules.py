@@ -48,10 +48,10 @@ RULES: Mapping[str, Rule] = {
     # The same by the names that peers have for it
     "POST /v1/load_lora_adapter": "publish",
     "POST /load_lora_adapter": "publish",
+    "POST /load_lora_adapter_from_tensors": "publish",
     "POST /v1/unload_lora_adapter": "admin",
     "POST /unload_lora_adapter": "admin",
     "POST /adapters": "publish",
-    "GET /adapters": "use",
     "DELETE /adapters/{name}": "admin",
     # Tenants and keys
     "GET /v1/keys": "admin",

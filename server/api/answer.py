@@ -121,10 +121,14 @@ class Answer(ABC):
             "choices": choices,
         }
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts."""
+        return sum(len(choice.prompt.token_ids) for choice in self.choices[:: self.body.choices])
+
     def usage(self) -> dict[str, object]:
         """Token counts; a prompt counts once, however many answers it has."""
-        firsts = self.choices[:: self.body.choices]
-        prompt = sum(len(choice.prompt.token_ids) for choice in firsts)
+        prompt, firsts = self.prompt_tokens, self.choices[:: self.body.choices]
         completion = sum(len(choice.token_ids) for choice in self.choices)
         return {
             "prompt_tokens": prompt,
@@ -167,7 +171,7 @@ async def respond(request: Request, answer: Answer) -> Response:
     A stream starts with the first token, so that whatever goes wrong before it still has a status of its own.
     """
     requests = answer.requests()
-    generation = Generation(answer.lease, requests)
+    generation = Generation(answer.lease, requests, answer.prompt_tokens)
     shadow = start_shadow(answer.lease, requests[0])
 
     async def close() -> None:

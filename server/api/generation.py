@@ -10,6 +10,7 @@ from typing import TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from adapters.errors import AdapterError
+from server.api.admission import admit
 from server.api.context import Engine
 from server.api.lease import Lease
 from server.engine.request import EngineError, GenerationOutput, GenerationRequest, QueueFull
@@ -24,11 +25,13 @@ PENDING = 64
 class Generation:
     """Iterates over `(choice, output)` until every sequence is finished; `close` aborts those that are not.
 
-    Owns the lease: what runs is held until the last sequence is over, and given back exactly once.
+    Owns the lease and the places in flight: what runs is held until the last sequence is over, and given back
+    exactly once.
     """
 
-    def __init__(self, lease: Lease, requests: Sequence[GenerationRequest]) -> None:
+    def __init__(self, lease: Lease, requests: Sequence[GenerationRequest], prompt_tokens: int) -> None:
         self._lease = lease
+        self._admission = admit(lease, len(requests), prompt_tokens)
         self._timer = RequestTimer(lease.context.metrics, lease.label, requests)
         self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue(PENDING)
         self._left = len(requests)
@@ -41,6 +44,7 @@ class Generation:
         outputs = engine.generate(request)
         try:
             async for output in outputs:
+                self._admission.charge(len(output.token_ids))
                 await self._queue.put((index, output))
                 if output.finish_reason is not None:
                     return
@@ -78,6 +82,7 @@ class Generation:
         try:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         finally:
+            self._admission.close()
             self._lease.release()
             self._timer.close()
 

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from adapters.errors import AdapterError
+from server.api.admission import admit
 from server.api.errors import APIError
 from server.api.generation import unless_gone
 from server.api.lease import Lease
@@ -62,12 +63,16 @@ async def respond(
     ]
 
     async def answer() -> bytes:
-        outputs = await _pool(lease, requests)
+        outputs = await _pool(lease, requests, places)
         numbers = sum(len(vector) for output in outputs for vector in output.vectors)
         if numbers <= SMALL:
             return _body(lease, answer_id, prompts, render(outputs))
         return await anyio.to_thread.run_sync(lambda: _body(lease, answer_id, prompts, render(outputs)))
 
+    # A long list is not refused: only so much of it runs at a time as its tenant may have in flight.
+    most = min(len(requests), lease.context.settings.max_running)
+    places = lease.context.budgets.places(lease.tenant, most)
+    admission = admit(lease, places, sum(len(prompt.token_ids) for prompt in prompts))
     timer = RequestTimer(lease.context.metrics, lease.label, requests)
     try:
         content = await unless_gone(request, answer())
@@ -84,15 +89,16 @@ async def respond(
         timer.outcome = "error"
         raise
     finally:
+        admission.close()
         lease.release()
         timer.close()
     headers = {**lease.headers, "x-request-id": answer_id}
     return Response(content, headers=headers, media_type="application/json")
 
 
-async def _pool(lease: Lease, requests: Sequence[PoolingRequest]) -> list[PoolingOutput]:
-    """All answers, or the first error; no more at a time than can run, so that a long list is not refused."""
-    slots = asyncio.Semaphore(lease.context.settings.max_running)
+async def _pool(lease: Lease, requests: Sequence[PoolingRequest], places: int) -> list[PoolingOutput]:
+    """All answers, or the first error; `places` at a time."""
+    slots = asyncio.Semaphore(places)
 
     async def one(request: PoolingRequest) -> PoolingOutput:
         async with slots:
