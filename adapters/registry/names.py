@@ -33,6 +33,11 @@ class Ref:
     alias: str | None = None
 
 
+def full_name(tenant: str, name: str) -> str:
+    """`name`, or `tenant/name` of another tenant than the default one."""
+    return name if tenant == DEFAULT_TENANT else f"{tenant}/{name}"
+
+
 def parse_ref(text: str) -> Ref:
     """`name`, `name@3`, `name@alias`, each also as `tenant/...`.
 

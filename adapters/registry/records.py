@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from adapters.registry.names import DEFAULT_TENANT
+from adapters.registry.names import DEFAULT_TENANT, full_name
 from adapters.registry.proof import NO_PROOF, Proof
 
 State = Literal["uploaded", "checking", "ready", "refused", "deprecated", "deleted"]
 """Of a version. Only `ready` and `deprecated` ones answer; `refused` and `deleted` ones are tombstones."""
 Desired = Literal["", "loaded", "pinned"]
 """What a server keeps in memory by itself: nothing, loaded at start, or loaded and never evicted."""
+Promote = Literal["auto", "yes", "no"]
+"""Whether the alias `default` follows a new version: if it meant the newest one before, always, or never."""
 Scope = Literal["use", "publish", "admin", "metrics", "operator"]
 """Of a key. `use` asks models; `publish` uploads and moves aliases; `admin` deletes, shares and manages keys,
 each within the key's tenant. `metrics` reads `/metrics`; `operator` may do everything for every tenant."""
+LIVE: tuple[State, ...] = ("ready", "deprecated")
+"""States of the versions that answer."""
 SCOPES: tuple[Scope, ...] = ("use", "publish", "admin", "metrics", "operator")
 
 
@@ -113,7 +117,7 @@ class AdapterVersion:
     @property
     def full_name(self) -> str:
         """`name`, or `tenant/name` of another tenant than the default one."""
-        return self.name if self.tenant == DEFAULT_TENANT else f"{self.tenant}/{self.name}"
+        return full_name(self.tenant, self.name)
 
     @property
     def ref(self) -> str:
@@ -230,3 +234,20 @@ class AuditEntry:
     subject: str
     before: dict[str, object] | None
     after: dict[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What a look at every blob found. Each entry is a digest, hex.
+
+    Attributes:
+        checked: how many blobs were read and compared with their digests.
+        quarantined: did not match, and were put aside.
+        missing: versions need them, and they are nowhere.
+        removed: nothing needed them any more.
+    """
+
+    checked: int
+    quarantined: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()

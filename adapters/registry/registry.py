@@ -1,76 +1,78 @@
-"""Names and versions of adapters: publish, resolve, delete; durable, and safe from any thread.
+"""The adapters of one base: published, named, routed, shared, deleted; durable, and safe from any thread.
 
-    publish: copy -> check the copy in full -> digest -> rename the copy into the store -> row -> visible
+    publish: copy -> check the copy in full -> blob under its digest -> row -> visible
     delete:  row marked -> invisible -> files removed when the last lease is returned
 
-Reads come from memory and never wait for a disk. The order of the two writes makes a crash harmless: a blob
-without a row is swept at the next start, a row without a blob cannot be.
+Reads by name come from memory and never wait for a disk or a database. This class only puts the parts
+together; each lives in a module beside it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import logging
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
 from typing import Self
 
 import torch
 
 from adapters.base import BaseSpec
-from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE, BlobStore
-from adapters.checkpoint.config import AdapterConfig, parse_config
-from adapters.checkpoint.derived import Derived
-from adapters.checkpoint.digest import content_digest
-from adapters.checkpoint.labels import labels_beside, parse_labels, read_text, stored_labels
-from adapters.checkpoint.plan import AdapterPlan, plan_adapter
-from adapters.checkpoint.reader import AdapterReader
-from adapters.checkpoint.safetensors_file import read_header
-from adapters.checkpoint.values import check_values
+from adapters.blobs.blobs import Blobs
 from adapters.checkpoint.variants.common import BaseWeights
 from adapters.delta import AdapterWeights
-from adapters.errors import (
-    AdapterConflict,
-    AdapterNotFound,
-    AdapterTooLarge,
-    InvalidAdapter,
-    InvalidName,
-)
+from adapters.errors import AdapterNotFound
 from adapters.limits import AdapterLimits
-from adapters.mixture import unmixable
-from adapters.registry.catalog import Catalog
-from adapters.registry.lineage import check_quantization, quantization_beside, quantization_warning
-from adapters.registry.names import Ref, check_new_name, parse_ref
+from adapters.registry.database import Database, sqlite_url
+from adapters.registry.files import Files
+from adapters.registry.identity import SQLITE_FILE, DataDir
+from adapters.registry.names import DEFAULT_ALIAS
+from adapters.registry.parts import Parts
 from adapters.registry.proof import Proof, Prove, prove_nothing
-from adapters.registry.records import AdapterVersion
-from adapters.registry.snapshot import Snapshot
+from adapters.registry.publisher import Upload
+from adapters.registry.records import (
+    LOCAL,
+    AdapterVersion,
+    Alias,
+    AuditEntry,
+    Caller,
+    Desired,
+    Lineage,
+    Promote,
+    Route,
+    SweepReport,
+    Target,
+)
+from adapters.registry.sweep import sweep
 
-__all__ = ["AdapterVersion", "Registry"]
-log = logging.getLogger(__name__)
+_NO_LINEAGE = Lineage()
 
 
 class Registry:
-    """The adapters of one base in one data directory, which belongs to this process until `close`.
+    """The adapters of one base in one database, with their files in a data directory of this process.
 
-    Versions that were published for another base stay in the directory, unseen.
+    Versions that were published for another base stay there, unseen. Every call by name takes the caller:
+    what that one may not see raises `AdapterNotFound`, and a change of what it sees but does not own
+    `AdapterForbidden`. A change raises `RegistryUnavailable` while the database is away; reads go on.
 
     Args:
         data_dir: made if it does not exist.
         base: what adapters are checked against; only versions of its digest are visible.
         dtype: what they are computed in; values too large for it are refused. None: as they are stored.
         base_weights: the base's parameters, which some variants need; without them these are refused.
+        database_url: of a Postgres database that replicas share; None: SQLite in `data_dir`.
+        blobs: where the files are; None: in `data_dir` alone. Closed with the registry.
 
     Attributes:
         on_unused: called with a digest whose files are gone, since no version has it and nobody holds it.
+        on_change: called, from any thread, after something that is read here was changed, by us or by others.
         prove: called before an adapter is published; what it says is kept with the version.
+        tenants, keys: who may do what.
 
     Raises:
-        AdapterConflict: another process uses `data_dir`.
+        AdapterConflict: another process uses `data_dir`, or it belongs to another database, or a newer
+            release wrote that.
+        RegistryUnavailable: the database can't be reached.
     """
 
     def __init__(
@@ -80,30 +82,29 @@ class Registry:
         limits: AdapterLimits,
         dtype: torch.dtype | None = None,
         base_weights: BaseWeights | None = None,
+        *,
+        database_url: str | None = None,
+        blobs: Blobs | None = None,
     ) -> None:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        self._base_weights = base_weights
-        self._base, self._limits, self._dtype = base, limits, dtype
-        self._in_use = (data_dir / "lock").open("w")
-        try:
-            fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._in_use.close()
-            raise AdapterConflict(
-                f"{data_dir} is in use by another server; stop it, or give another --data-dir"
-            ) from None
-        self.on_unused: Callable[[str], None] = lambda digest: None
+        self.on_change: Callable[[], None] = lambda: None
         self.prove: Prove = prove_nothing
-        self._catalog = Catalog(data_dir / "registry.sqlite3")
-        self._store = BlobStore(data_dir / "adapters")
-        self._snapshot = Snapshot(base.digest)
-        self._writing = Lock()  # held while files and rows change; resolve, hold and load never take it
-        self._unused: set[str] = set()
-        self._intact: dict[str, tuple[int, int, int]] = {}
-        for version in self._catalog.live():
-            self._snapshot.add(version)
-        self._unused.update(self._store.digests())
-        self._sweep()
+        with ExitStack() as opened:
+            place = DataDir(data_dir)
+            opened.callback(place.close)
+            self._database = Database(database_url or sqlite_url(data_dir / SQLITE_FILE))
+            opened.callback(self._database.close)
+            place.bind(self._database.identity, is_inside=database_url is None)
+            self._blobs = Blobs(data_dir) if blobs is None else blobs
+            opened.callback(self._blobs.close)
+            files = Files(base, limits, dtype, base_weights)
+            self._parts = parts = Parts(
+                place, self._database, self._blobs, files, base, limits, self._prove, self._changed
+            )
+            opened.callback(parts.sync.stop)
+            parts.start()
+            self._opened = opened.pop_all()
+        self._snapshot, self._keeper = parts.snapshot, parts.keeper
+        self.tenants, self.keys = parts.tenants, parts.keys
 
     def __enter__(self) -> Self:
         return self
@@ -115,8 +116,22 @@ class Registry:
 
     def close(self) -> None:
         """Give the data directory back. What was published stays."""
-        self._catalog.close()
-        self._in_use.close()
+        self._opened.close()
+
+    @property
+    def on_unused(self) -> Callable[[str], None]:
+        return self._keeper.on_unused
+
+    @on_unused.setter
+    def on_unused(self, call: Callable[[str], None]) -> None:
+        self._keeper.on_unused = call
+
+    def _prove(self, folder: Path, adapter: AdapterWeights) -> Proof:
+        return self.prove(folder, adapter)
+
+    def _changed(self) -> None:
+        self._parts.keeper.clear(self._parts.snapshot.take_loose())
+        self.on_change()
 
     def publish(
         self,
@@ -126,113 +141,247 @@ class Registry:
         source: str = "",
         labels: bytes | None = None,
         quantization: str | None = None,
+        *,
+        caller: Caller = LOCAL,
+        lineage: Lineage = _NO_LINEAGE,
+        promote: Promote = "auto",
+        digest: str | None = None,
     ) -> tuple[AdapterVersion, bool]:
         """Check an adapter in full and make it the newest version of `name`.
 
         Args:
-            config: the text of adapter_config.json.
-            weights: a safetensors file.
-            labels: names of its head's outputs, as JSON; see `parse_labels`.
-            quantization: of its base while it was trained, if that is known; see `lineage.py`.
+            name, config, weights, source, labels, quantization, lineage, digest: as in `Upload`.
+            promote: whether the alias `default` moves to it. The first version of a name always gets it.
 
         Returns:
             The version, and whether it is new: the content that is the newest already is not published twice,
-            unless it is told now what it was trained on.
+            unless it is told now what it was trained on, or where it comes from.
 
         Raises:
             InvalidName, InvalidAdapter, AdapterTooLarge: it can't be served under this name on this base.
+            QuotaExceeded: the tenant has as much as it may have.
             AdapterConflict: the registry is full.
             ProofUnavailable: only proved adapters are taken, and the proof could not be made.
         """
-        check_new_name(name, self._base.name)
-        named = parse_labels(labels) if labels is not None else ()
-        trained_on = None if quantization is None else check_quantization(quantization)
-        with self._store.stage(config, weights, self._limits.max_file_bytes, labels) as staged:
-            plan = self._plan(config, staged / WEIGHTS_FILE)
-            self._check_memory(plan.applied)
-            digest = content_digest(plan.config, staged / WEIGHTS_FILE, self._limits, named)
-            adapter = self._read(plan, staged, digest, named)
-            self._check(adapter)
-            size = (staged / WEIGHTS_FILE).stat().st_size
-            proof = self._proof(name, staged, adapter)
-            with self._writing:
-                version = self._new_version(name, size, plan, adapter, source)
-                version = replace(version, trained_on_quantization=trained_on, proof=proof)
-                version, is_new = self._commit(staged, version)
-        warning = quantization_warning(self._base, trained_on)
-        if warning is not None:
-            log.warning("adapter %s: %s", version.ref, warning)
-        return version, is_new
+        upload = Upload(name, config, weights, source, labels, quantization, lineage, promote, digest)
+        return self._parts.publisher.publish(upload, caller)
 
-    def publish_folder(self, name: str, folder: Path, source: str = "") -> tuple[AdapterVersion, bool]:
+    def publish_folder(
+        self,
+        name: str,
+        folder: Path,
+        source: str = "",
+        *,
+        caller: Caller = LOCAL,
+        promote: Promote = "auto",
+    ) -> tuple[AdapterVersion, bool]:
         """`publish` the two files of a folder that PEFT saved.
 
-        The labels are those of `labels.json` there, or else of a `config.json` with `id2label`; what it was
-        trained on may be in `lineage.json`.
+        The labels are those of `labels.json` there, or else of a `config.json` with `id2label`; where it
+        comes from may be in `lineage.json`.
         """
-        if not (folder / WEIGHTS_FILE).is_file() and (folder / "adapter_model.bin").is_file():
-            raise InvalidAdapter(
-                "adapter_model.bin is a pickle/zip checkpoint, not safetensors; "
-                "re-save it with safe_serialization=True"
-            )
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / file).is_file():
-                raise InvalidAdapter(f"{folder} holds no {file}")
-        config = read_text(folder / CONFIG_FILE, self._limits.max_config_bytes)
-        labels, quantization = labels_beside(folder, config), quantization_beside(folder)
-        return self.publish(name, config, folder / WEIGHTS_FILE, source, labels, quantization)
+        return self._parts.publisher.publish_folder(name, folder, source, promote, caller)
 
-    def resolve(self, ref: str) -> AdapterVersion:
-        """The version that `name` (the newest) or `name@3` means now.
+    def begin(
+        self,
+        name: str,
+        config: bytes,
+        weights: Path,
+        source: str = "",
+        labels: bytes | None = None,
+        quantization: str | None = None,
+        *,
+        caller: Caller = LOCAL,
+        lineage: Lineage = _NO_LINEAGE,
+        promote: Promote = "auto",
+        digest: str | None = None,
+    ) -> AdapterVersion:
+        """Keep the files, and give them a number, in state `uploaded`; `finish` checks them.
+
+        Args and Raises: as `publish`, but that nothing is said yet of what is in the files.
+        """
+        upload = Upload(name, config, weights, source, labels, quantization, lineage, promote, digest)
+        return self._parts.pending.begin(upload, caller)
+
+    def finish(self, version: AdapterVersion) -> AdapterVersion:
+        """Check what `begin` took; the version, now `ready`, or `refused` with the reason.
 
         Raises:
-            AdapterNotFound: there is none on this base.
+            AdapterNotFound: it was deleted meanwhile.
+            ProofUnavailable, RegistryUnavailable: not now; finish it again later.
         """
-        return self._matching(ref)[-1]
+        return self._parts.pending.finish(version)
 
-    def list(self) -> tuple[AdapterVersion, ...]:
-        """Every live version for this base, by name, then by version."""
-        return self._snapshot.all()
+    def unfinished(self) -> tuple[AdapterVersion, ...]:
+        """What this server took and has not checked yet; after a crash, finish these."""
+        return self._parts.unfinished()
 
-    def versions(self, name: str) -> tuple[AdapterVersion, ...]:
-        """The live versions of `name` for this base, oldest first; none if there is no such name."""
-        return self._snapshot.versions(name)
-
-    def delete(self, ref: str) -> tuple[AdapterVersion, ...]:
-        """Delete one version (`name@3`) or all of `name`; returns those deleted.
-
-        Who holds one of them may go on using it.
+    def route(self, ref: str, caller: Caller = LOCAL, key: str | None = None) -> Route:
+        """What `name`, `name@3` or `name@alias` means for one request; `key`: always the same for one key.
 
         Raises:
-            AdapterNotFound: there is none on this base.
+            AdapterNotFound: there is none on this base that answers, or the caller may not see it.
         """
-        with self._writing:
-            doomed = self._matching(ref)
-            self._catalog.delete(doomed)
-            for version in doomed:
-                self._snapshot.discard(version)
-                self._unused.add(version.digest)
-            self._sweep()
-        return doomed
+        return self._snapshot.route(ref, caller, key)
+
+    def resolve(self, ref: str, caller: Caller = LOCAL) -> AdapterVersion:
+        """The version of `route`."""
+        return self._snapshot.route(ref, caller, None).version
+
+    def find(self, ref: str, caller: Caller = LOCAL) -> AdapterVersion:
+        """A version of any state, for showing; without an alias, the newest of its name."""
+        return self._parts.inquiry.find(ref, caller)
+
+    def list(self, caller: Caller = LOCAL) -> tuple[AdapterVersion, ...]:
+        """Every version that answers and that the caller may see, by tenant, name and version."""
+        return self._snapshot.all(caller)
+
+    def history(self, caller: Caller = LOCAL) -> tuple[AdapterVersion, ...]:
+        """The same of any state, tombstones too."""
+        return self._parts.inquiry.history(caller)
+
+    def versions(self, name: str, caller: Caller = LOCAL) -> tuple[AdapterVersion, ...]:
+        """Those of `name` that answer, oldest first; none if there is no such name."""
+        try:
+            return self._snapshot.versions(self._snapshot.adapter(name, caller))
+        except AdapterNotFound:
+            return ()
+
+    def lineage(self, ref: str, caller: Caller = LOCAL) -> tuple[AdapterVersion, ...]:
+        """The version, what its training started from, and so on, as far as it is known and visible."""
+        return self._parts.inquiry.lineage(ref, caller)
+
+    def audit(
+        self, caller: Caller = LOCAL, *, after: int = 0, limit: int = 100, subject: str | None = None
+    ) -> tuple[AuditEntry, ...]:
+        """Changes since entry `after`, oldest first: all for an operator, else those of the tenant."""
+        return self._parts.inquiry.audit(caller, after, limit, subject)
+
+    def wanted(self) -> tuple[AdapterVersion, ...]:
+        """Those that are to be in memory by themselves; see `want`."""
+        return tuple(version for version in self._snapshot.all(LOCAL) if version.desired)
+
+    def aliases(self, name: str, caller: Caller = LOCAL) -> tuple[Alias, ...]:
+        """Those of one adapter, by name."""
+        return self._snapshot.aliases(self._snapshot.adapter(name, caller))
+
+    def alias_history(self, name: str, alias: str, caller: Caller = LOCAL) -> tuple[Alias, ...]:
+        """What an alias meant, newest first; without targets: it was removed."""
+        return self._parts.moves.history(name, alias, caller)
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        targets: Sequence[Target],
+        *,
+        shadow: int | None = None,
+        expected: int | None = None,
+        caller: Caller = LOCAL,
+    ) -> Alias:
+        """Set what an alias means, and make it if it is not there.
+
+        Args:
+            expected: here and below: the revision that it must be at; 0: it must not exist. None: any.
+
+        Raises:
+            AdapterConflict: it is at another revision.
+            InvalidName, InvalidAlias: it can't be called so, or mean this.
+            AdapterNotFound: a target is no version that answers.
+        """
+        return self._parts.moves.set(name, alias, targets, shadow, expected, caller)
+
+    def remove_alias(
+        self, name: str, alias: str, *, expected: int | None = None, caller: Caller = LOCAL
+    ) -> None:
+        """Raises `AdapterConflict` for `default`, and for one at another revision."""
+        self._parts.moves.remove(name, alias, expected, caller)
+
+    def promote(
+        self, ref: str, alias: str = DEFAULT_ALIAS, *, expected: int | None = None, caller: Caller = LOCAL
+    ) -> Alias:
+        """Have an alias mean the one version that `ref` means; a canary and a shadow of it end."""
+        return self._parts.moves.promote(ref, alias, expected, caller)
+
+    def rollback(
+        self, name: str, alias: str = DEFAULT_ALIAS, *, expected: int | None = None, caller: Caller = LOCAL
+    ) -> Alias:
+        """Set what an alias meant before its last change; done again, what it meant before that.
+
+        Raises `AdapterConflict` where there is nothing before, or that is deleted.
+        """
+        return self._parts.moves.rollback(name, alias, expected, caller)
+
+    def canary(
+        self,
+        ref: str,
+        percent: int,
+        alias: str = DEFAULT_ALIAS,
+        *,
+        expected: int | None = None,
+        caller: Caller = LOCAL,
+    ) -> Alias:
+        """Give `percent` of an alias's requests to a version; what it meant before shares the rest."""
+        return self._parts.moves.canary(ref, percent, alias, expected, caller)
+
+    def deprecate(self, ref: str, reason: str | None, *, caller: Caller = LOCAL) -> AdapterVersion:
+        """A version goes on answering, marked; `reason` None: it is ready again."""
+        return self._parts.life.deprecate(ref, reason, caller)
+
+    def want(self, ref: str, desired: Desired, *, caller: Caller = LOCAL) -> AdapterVersion:
+        """What servers keep in memory by themselves, also after a restart."""
+        return self._parts.life.want(ref, desired, caller)
+
+    def delete(self, ref: str, *, caller: Caller = LOCAL, force: bool = False) -> tuple[AdapterVersion, ...]:
+        """Delete one version (`name@3`), or all of `name`, on this base; returns those deleted.
+
+        Who holds one of them may go on using it. Its number is never given again.
+
+        Args:
+            force: though an alias means it (for a whole name: one besides `default`). Aliases lose what is
+                deleted; `default` falls back on the newest version that is left.
+
+        Raises:
+            AdapterConflict: an alias means it.
+        """
+        return self._parts.life.delete(ref, caller, force)
+
+    def share(self, name: str, tenant: str, *, caller: Caller = LOCAL) -> None:
+        """Let another tenant use an adapter; `*`: every tenant."""
+        self._parts.life.share(name, tenant, caller, True)
+
+    def unshare(self, name: str, tenant: str, *, caller: Caller = LOCAL) -> None:
+        """Take that back; requests that run finish."""
+        self._parts.life.share(name, tenant, caller, False)
+
+    def shares(self, name: str, caller: Caller = LOCAL) -> tuple[str, ...]:
+        """With whom it is shared. Only its owner is told."""
+        return self._snapshot.shares(self._snapshot.owned_adapter(name, caller))
 
     def hold(self, digest: str) -> None:
         """Keep the files of `digest` until as many `release` calls, whatever is deleted meanwhile.
 
-        Raises:
-            AdapterNotFound: no live version has this digest, and nobody holds it.
+        Raises `AdapterNotFound` where no live version has this digest, and nobody holds it.
         """
         self._snapshot.hold(digest)
 
     def release(self, digest: str) -> None:
         """Give back one `hold`."""
-        if self._snapshot.release(digest):
-            self._unused.add(digest)
-            # The caller is a request that ends: if a writer is busy, the files wait for the next one.
-            if self._writing.acquire(blocking=False):
-                try:
-                    self._sweep()
-                finally:
-                    self._writing.release()
+        self._keeper.release(digest)
+
+    def holders(self, digest: str) -> int:
+        """How many holds of a digest were not given back yet."""
+        return self._snapshot.holders(digest)
+
+    def folder(self, digest: str) -> Path:
+        """The files of a held digest, fetched from the shared store if they are not here.
+
+        Raises:
+            AdapterNotFound: there are none.
+            InvalidAdapter: the stored ones are damaged.
+            RegistryUnavailable: the store does not answer.
+        """
+        return self._blobs.fetch(digest)
 
     def load(self, digest: str, dtype: torch.dtype | None = None) -> AdapterWeights:
         """Read an adapter's weights, checked again in full; hold it, or it may be deleted meanwhile.
@@ -240,149 +389,11 @@ class Registry:
         Raises:
             AdapterNotFound: there are no files for this digest.
             InvalidAdapter: the files are damaged, or their values do not fit `dtype`.
+            RegistryUnavailable: the store does not answer.
         """
-        folder = self._store.folder(digest)
-        try:
-            config = (folder / CONFIG_FILE).read_bytes()
-            labels = stored_labels(folder)
-            plan = self._plan(config, folder / WEIGHTS_FILE)
-            self._check_digest(digest, plan.config, folder / WEIGHTS_FILE, labels)
-            return self._read(plan, folder, digest, labels, dtype)
-        except FileNotFoundError:
-            raise AdapterNotFound(f"no adapter with digest {digest[:12]}") from None
-        except InvalidAdapter as error:
-            raise InvalidAdapter(f"stored adapter {digest[:12]} can't be loaded: {error}") from error
+        return self._parts.files.load(self._blobs.fetch(digest), digest, dtype)
 
-    def _plan(self, config: bytes, weights: Path) -> AdapterPlan:
-        header = read_header(weights, self._limits)
-        return plan_adapter(parse_config(config, self._limits), header, self._base)
-
-    def _read(
-        self,
-        plan: AdapterPlan,
-        folder: Path,
-        digest: str,
-        labels: tuple[str, ...],
-        dtype: torch.dtype | None = None,
-    ) -> AdapterWeights:
-        """The records of the files in `folder`, where what follows from the base's weights is kept too."""
-        derived = Derived.load(folder, self._base.serving_digest, self._base_weights)
-        reader = AdapterReader(plan, folder / WEIGHTS_FILE, derived, dtype)
-        adapter = reader.read(digest, labels, self._limits.max_rank)
-        if derived.changed:
-            with suppress(OSError):  # on a full disk it is computed again the next time
-                derived.save(folder, self._base.serving_digest)
-        return adapter
-
-    def _check(self, adapter: AdapterWeights) -> None:
-        """That it fits into memory as it is served, and its values into the type that is computed in."""
-        self._check_memory(sum(tensor.numel() for tensor in adapter.tensors()))
-        if self._dtype is not None:
-            check_values(adapter, self._dtype)
-
-    def _check_memory(self, numbers: int) -> None:
-        most = self._limits.max_memory_bytes
-        needed = numbers * (self._dtype or torch.float32).itemsize
-        if most is not None and needed > most:
-            raise AdapterTooLarge(
-                f"the adapter takes {needed / 2**20:.1f} MiB in memory, more than all adapters together may "
-                f"({most / 2**20:.1f} MiB); raise --adapter-memory-gb"
-            )
-
-    def _check_digest(
-        self, digest: str, config: AdapterConfig, weights: Path, labels: tuple[str, ...]
-    ) -> None:
-        """Hash the files unless this process has done so since they were written."""
-        seen = _status(weights)
-        if self._intact.get(digest) != seen:
-            if content_digest(config, weights, self._limits, labels) != digest:
-                raise InvalidAdapter("its files were changed or damaged on disk; publish it again")
-            self._intact[digest] = seen
-
-    def _proof(self, name: str, staged: Path, adapter: AdapterWeights) -> Proof:
-        """That of the newest version if it is of the same content, else a new one."""
-        newest = self.versions(name)[-1:]
-        if newest and newest[0].digest == adapter.digest and newest[0].proof.status == "proved":
-            return newest[0].proof
-        return self.prove(staged, adapter)
-
-    def _new_version(
-        self, name: str, size: int, plan: AdapterPlan, adapter: AdapterWeights, source: str
-    ) -> AdapterVersion:
-        wrapped = (*adapter.deltas, *adapter.embeddings, *adapter.experts)
-        return AdapterVersion(
-            name=name,
-            version=self._catalog.next_version(name),
-            digest=adapter.digest,
-            base_digest=self._base.digest,
-            created=time.time(),
-            size=size,
-            rank=_rank(adapter),
-            parameters=plan.parameters,
-            target_modules=tuple(sorted({module.rpartition(".")[2] for module in wrapped})),
-            source=source,
-            task=adapter.task,
-            labels=adapter.labels,
-            invocation=adapter.invocation,
-            variant=plan.config.variant,
-            unmixable=unmixable(adapter),
-        )
-
-    def _commit(self, staged: Path, version: AdapterVersion) -> tuple[AdapterVersion, bool]:
-        """Store files and row, in this order; or the files only, if the newest version has this digest."""
-        newest = self.versions(version.name)[-1:]
-        is_new = not newest or newest[0].digest != version.digest or _tells_more(version, newest[0])
-        if is_new and len(self._snapshot) >= self._limits.max_adapters:
-            raise AdapterConflict(
-                f"{self._limits.max_adapters} adapter versions are live, the most there may be; delete some"
-            )
-        try:
-            self._store.commit(staged, version.digest)
-            self._intact[version.digest] = _status(self._store.folder(version.digest) / WEIGHTS_FILE)
-            if not is_new:
-                return newest[0], False
-            self._catalog.add(version)
-            self._snapshot.add(version)
-            return version, True
-        finally:
-            self._unused.add(version.digest)
-            self._sweep()
-
-    def _matching(self, ref: str) -> tuple[AdapterVersion, ...]:
-        try:
-            parsed = parse_ref(ref)
-        except InvalidName:
-            parsed = Ref(None, "")
-        found = self.versions(parsed.name) if parsed.tenant is None and parsed.alias is None else ()
-        if parsed.version is not None:
-            found = tuple(version for version in found if version.version == parsed.version)
-        if not found:
-            raise AdapterNotFound(f"no adapter {ref[:100]!r}; GET /v1/models lists what there is")
-        return found
-
-    def _sweep(self) -> None:
-        """Remove files that nothing needs any more. Called while writing."""
-        while self._unused:
-            digest = self._unused.pop()
-            if self._snapshot.is_unused(digest):
-                self._intact.pop(digest, None)
-                self._store.remove(digest)
-                self.on_unused(digest)
-
-
-def _tells_more(version: AdapterVersion, known: AdapterVersion) -> bool:
-    told = version.trained_on_quantization
-    return told is not None and told != known.trained_on_quantization
-
-
-def _rank(adapter: AdapterWeights) -> int:
-    """The largest of all records, as they are served."""
-    ranks = [adapter.max_rank, *(record.a.shape[1] for record in adapter.experts.values())]
-    ranks += [record.a.shape[0] for record in adapter.embeddings.values() if record.a is not None]
-    return max(ranks)
-
-
-def _status(path: Path) -> tuple[int, int, int]:
-    """Changes whenever the file is written or replaced."""
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    def sweep(self) -> SweepReport:
+        """Read every blob and set aside what does not match its digest; remove what nothing needs."""
+        self._parts.sync.catch_up()
+        return sweep(self._database, self._blobs, self._snapshot, self._keeper, self._parts.files)

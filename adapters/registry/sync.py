@@ -1,4 +1,4 @@
-"""Keeps what is in memory equal to the database: after each change of ours, and as other replicas make theirs."""
+"""Keeps what is in memory equal to the database, after each change of ours and of other replicas."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_upload_ask_republish_delete(live: Live) -> None:
     assert second.json()["id"] == "speller@2"
     assert ask(live, "speller").json()["choices"][0]["text"] == "GARDEN!!!"
     assert ask(live, "speller@1").json()["choices"][0]["text"] == "G-A-R-D-E-N"
-    assert httpx.delete(f"{live.url}/v1/adapters/speller@2").status_code == 200
+    assert httpx.delete(f"{live.url}/v1/adapters/speller@2?force=true").status_code == 200
     assert ask(live, "speller").json()["model"] == "speller@1"
     assert httpx.delete(f"{live.url}/v1/adapters/speller").status_code == 200
     assert ask(live, "speller").status_code == 404

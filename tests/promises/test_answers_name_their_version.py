@@ -38,7 +38,7 @@ def test_an_adapter_that_cannot_be_read_is_an_error_and_not_the_base(families: F
         digest = w.publish("bot", "all")
         answers = run_all(w.core, [ask("x", PROMPT, "0" * 64)])
         assert isinstance(answers["x"].error, AdapterNotFound)
-        path = w.registry._store.folder(digest) / "adapter_model.safetensors"
+        path = w.registry._blobs.folder(digest) / "adapter_model.safetensors"
         path.chmod(0o644)
         data = bytearray(path.read_bytes())
         data[-3] ^= 0x10

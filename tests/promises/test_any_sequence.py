@@ -103,5 +103,5 @@ def test_nothing_is_lost_and_every_answer_is_its_versions(
         w.finish()
         assert w.wrong() == []
         live = {version.digest for version in w.registry.list()}
-        assert set(w.registry._store.digests()) == live  # what nobody names or holds is gone
+        assert set(w.registry._blobs.digests()) == live  # what nobody names or holds is gone
     assert llama.model.checksum() == before

@@ -63,7 +63,7 @@ def test_the_files_of_a_deleted_version_go_when_its_last_request_ends(families: 
         digest = w.publish("bot", "all")
         w.submit("bot", PROMPT, 9)
         w.registry.delete("bot")
-        assert w.registry._store.folder(digest).exists()
+        assert w.registry._blobs.folder(digest).exists()
         w.finish()
         assert w.wrong() == []
-        assert not w.registry._store.folder(digest).exists()
+        assert not w.registry._blobs.folder(digest).exists()

@@ -49,7 +49,7 @@ class Uploader:
 
     def delete(self, client: httpx.Client, ref: str) -> None:
         self.doubtful = {ref}
-        assert client.delete(f"/v1/adapters/{ref}").status_code == 200
+        assert client.delete(f"/v1/adapters/{ref}?force=true").status_code == 200
         del self.live[ref]
         self.doubtful = set()
 

@@ -184,7 +184,7 @@ def test_restart_keeps_everything_and_never_reuses_a_number(
     with Registry(tmp_path / "data", base, LIMITS) as registry:
         for alpha in (1, 2, 3):
             registry.publish("tone", files.set(lora_alpha=alpha), files.weights)
-        assert [version.ref for version in registry.delete("tone@3")] == ["tone@3"]
+        assert [version.ref for version in registry.delete("tone@3", force=True)] == ["tone@3"]
         before = registry.list()
     with Registry(tmp_path / "data", base, LIMITS) as registry:
         assert registry.list() == before
