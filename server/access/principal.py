@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
+from pydantic import SecretStr
+
 from adapters.registry.records import LOCAL, SCOPES, Caller, Key, Scope
 
 MAX_SECRET = 256
@@ -48,9 +50,9 @@ class Access:
         admin_key: an operator's secret that is not stored anywhere.
     """
 
-    def __init__(self, keys: StoredKeys, admin_key: str | None = None) -> None:
+    def __init__(self, keys: StoredKeys, admin_key: SecretStr | None = None) -> None:
         self._keys = keys
-        self._admin = None if admin_key is None else sha256(admin_key.encode()).digest()
+        self._admin = None if admin_key is None else _digest(admin_key.get_secret_value())
 
     @property
     def required(self) -> bool:
@@ -63,9 +65,13 @@ class Access:
             return ANYONE
         if secret is None or len(secret) > MAX_SECRET:
             return None
-        if self._admin is not None and hmac.compare_digest(sha256(secret.encode()).digest(), self._admin):
+        if self._admin is not None and hmac.compare_digest(_digest(secret), self._admin):
             return Principal(Caller(actor=ADMIN_KEY, operator=True), frozenset(SCOPES))
         key = self._keys.authenticate(secret)
         if key is None:
             return None
         return Principal(Caller(key.tenant, key.id, "operator" in key.scopes), frozenset(key.scopes))
+
+
+def _digest(secret: str) -> bytes:
+    return sha256(secret.encode()).digest()

@@ -104,7 +104,7 @@ class ServerContext:
     tokenizing: anyio.CapacityLimiter = field(init=False)
     publishing: anyio.CapacityLimiter = field(init=False)
     uploads: int = field(default=0, init=False)
-    checks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    checks: dict[asyncio.Task[None], anyio.CancelScope] = field(default_factory=dict, init=False)
     merging: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     shadows: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     applied: frozenset[str] = field(default=frozenset(), init=False)
@@ -123,8 +123,7 @@ class ServerContext:
     @cached_property
     def access(self) -> Access:
         """Who may call; a key that is made or revoked counts at once."""
-        secret = self.settings.admin_key
-        return Access(self.registry.keys, None if secret is None else secret.get_secret_value())
+        return Access(self.registry.keys, self.settings.admin_key)
 
     @cached_property
     def budgets(self) -> Budgets:

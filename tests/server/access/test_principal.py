@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import SecretStr
 
 from adapters.registry.records import LOCAL, SCOPES, Key, Scope
 from server.access.principal import ADMIN_KEY, ANYONE, Access, Principal
@@ -62,7 +63,7 @@ def test_an_operators_key_may_do_everything() -> None:
 
 def test_the_admin_key_is_an_operator_and_makes_keys_necessary() -> None:
     stored = Stored()
-    access = Access(stored, ADMIN)
+    access = Access(stored, SecretStr(ADMIN))
     principal = access.identify(ADMIN)
     assert principal is not None
     assert (principal.caller.actor, principal.caller.operator) == (ADMIN_KEY, True)
@@ -82,12 +83,12 @@ def test_the_first_stored_key_counts_at_once() -> None:
 
 def test_a_secret_of_any_length_costs_little() -> None:
     stored = Stored(secret=key("use"))
-    assert Access(stored, ADMIN).identify("x" * 1_000_000) is None
+    assert Access(stored, SecretStr(ADMIN)).identify("x" * 1_000_000) is None
     assert stored.asked == []
 
 
 def test_a_principal_shows_no_secret() -> None:
-    access = Access(Stored(secret=key("use")), ADMIN)
+    access = Access(Stored(secret=key("use")), SecretStr(ADMIN))
     shown = f"{vars(access)} {access.identify(ADMIN)!r} {access.identify('secret')!r}"
     assert ADMIN not in shown
     assert isinstance(access.identify(ADMIN), Principal)

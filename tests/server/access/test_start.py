@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import SecretStr
 
 from server.access.principal import Access
 from server.access.start import Unprotected, check_start, is_loopback
@@ -39,5 +40,5 @@ def test_where_others_may_reach_it_it_does_not_start(host: str) -> None:
 
 @pytest.mark.parametrize("host", [*LOOPBACK, *REACHABLE])
 def test_with_keys_it_starts_anywhere(host: str) -> None:
-    assert check_start(Access(Stored(), "an-operator's-secret"), host) is None
+    assert check_start(Access(Stored(), SecretStr("an-operator's-secret")), host) is None
     assert check_start(Access(Stored(secret=key("use"))), host) is None
