@@ -151,16 +151,21 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(STOP_SECONDS)
 
 
+def programs_or_skip() -> Path:
+    """The folder of the programs; where there is none the test is skipped, or fails if it must not be."""
+    programs = binaries()
+    if programs is not None:
+        return programs
+    lack = "PostgreSQL is not installed (on Debian: apt-get install postgresql)"
+    if os.environ.get(REQUIRED) == "1":
+        pytest.fail(f"{lack}, and {REQUIRED}=1 asks for it")
+    pytest.skip(lack)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Cluster]:
     """The cluster of this test process."""
-    programs = binaries()
-    if programs is None:
-        lack = "PostgreSQL is not installed (on Debian: apt-get install postgresql)"
-        if os.environ.get(REQUIRED) == "1":
-            pytest.fail(f"{lack}, and {REQUIRED}=1 asks for it")
-        pytest.skip(lack)
-    with running(programs) as cluster:
+    with running(programs_or_skip()) as cluster:
         yield cluster
 
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests import postgres as module
-from tests.postgres import REQUIRED, Cluster, binaries, running
+from tests.postgres import REQUIRED, Cluster, programs_or_skip, running
 
 SEEN: list[str] = []
 
@@ -39,9 +39,7 @@ def test_a_copy_is_filled_once_and_changed_alone(postgres: Cluster) -> None:
 
 
 def test_a_stopped_cluster_leaves_no_process_and_no_folder(postgres: Cluster) -> None:
-    programs = binaries()
-    assert programs is not None
-    with running(programs) as cluster:
+    with running(programs_or_skip()) as cluster:
         process = int((cluster.folder / "data" / "postmaster.pid").read_text().split()[0])
         assert cluster.folder != postgres.folder
         assert (Path("/proc") / str(process)).exists()
@@ -58,4 +56,4 @@ def test_without_postgres_tests_skip_unless_it_is_required(
     monkeypatch.setenv(REQUIRED, value)
     expected = {"skipped": pytest.skip.Exception, "failed": pytest.fail.Exception}[outcome]
     with pytest.raises(expected, match="PostgreSQL is not installed"):
-        next(module.postgres.__wrapped__())
+        programs_or_skip()

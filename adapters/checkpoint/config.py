@@ -154,9 +154,10 @@ def parse_config(text: bytes, limits: AdapterLimits) -> AdapterConfig:
     peft_type = raw.get("peft_type")
     if not isinstance(peft_type, str):
         raise fault(f'peft_type must name a tuner such as "LORA", not {peft_type!r:.60}')
-    if raw.get("task_type") not in TASKS:
+    task = raw.get("task_type")
+    if not isinstance(task, str | None) or task not in TASKS:
         known = ", ".join(str(task) for task in TASKS if task)
-        raise fault(f"task_type {raw['task_type']!r:.60} is not supported; those that are: {known}")
+        raise fault(f"task_type {task!r:.60} is not supported; those that are: {known}")
     if peft_type == "LORA":
         check_fields(raw, APPLIED, NO_EFFECT, REFUSED)
         return _lora(raw, NO_EFFECT, limits)

@@ -28,6 +28,9 @@ MAX_HEADER_BYTES = 16 * 1024**2
 MAX_DIMENSIONS = 8
 MAX_EXTENT = 2**40
 MAX_NAME = 500
+MAX_COMMAS = 16
+"""For each tensor that a header may have. What is parsed takes many times the memory of its text."""
+
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 ITEM_BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
@@ -58,7 +61,7 @@ def read_header(path: Path, limits: AdapterLimits) -> dict[str, TensorInfo]:
                 raise AdapterTooLarge(
                     f"the weights are {size} bytes; the limit is {limits.max_file_bytes} bytes"
                 )
-            data_start, entries = _read_entries(file, size)
+            data_start, entries = _read_entries(file, size, MAX_COMMAS * limits.max_tensors)
     except OSError as error:
         raise InvalidAdapter(f"cannot read the weights: {error.strerror}") from None
     if len(entries) > limits.max_tensors:
@@ -89,7 +92,7 @@ def tensor_at(data: Tensor, info: TensorInfo) -> Tensor:
     return part.view(DTYPES[info.dtype]).view(info.shape)
 
 
-def _read_entries(file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
+def _read_entries(file: BinaryIO, size: int, max_commas: int) -> tuple[int, dict[str, Any]]:
     """Where the data begins, and the header's entries without the metadata."""
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
@@ -108,7 +111,10 @@ def _read_entries(file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
         raise InvalidAdapter(
             f"the safetensors file is truncated: expected at least {8 + length} bytes, got {size}"
         )
-    entries = parse_object(file.read(length), "the safetensors header")
+    text = file.read(length)
+    if (commas := text.count(b",")) > max_commas:
+        raise AdapterTooLarge(f"the safetensors header has {commas} commas; the limit is {max_commas}")
+    entries = parse_object(text, "the safetensors header")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InvalidAdapter("the safetensors header's __metadata__ must map strings to strings")
