@@ -30,6 +30,8 @@ from adapters.registry.records import AdapterVersion
 from adapters.registry.registry import Registry
 from adapters.residency import Residency
 from adapters.weights import base_weights
+from server.access.principal import Access
+from server.access.start import Unprotected, check_start
 from server.api.app import create_app
 from server.api.context import ServerContext
 from server.engine import loading
@@ -93,7 +95,7 @@ def load(settings: Settings, startup: Startup | None = None) -> Loaded:
     """
     try:
         return _load(settings, startup or Startup())
-    except (UnsupportedModel, AdapterError) as error:
+    except (UnsupportedModel, AdapterError, Unprotected) as error:
         raise StartError(str(error)) from error
 
 
@@ -126,6 +128,7 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
     startup.lap("proof")
     weights = base_weights(model.model, model.linears)
     registry = Registry(settings.data_dir, model.spec, _limits(settings), model.dtype, weights)
+    check_start(Access(registry.keys, settings.admin_key), settings.host)
     prover = _prover(settings, folder, model, tokenizer)
     if prover is not None:
         registry.prove = prover
@@ -348,6 +351,8 @@ async def _announce(
         f"after {startup.seconds:.1f} s at {local_url(settings.host, sock.getsockname()[1])}",
         flush=True,
     )
+    if (notice := check_start(context.access, settings.host)) is not None:
+        print(f"multilora: {notice}", flush=True)
 
 
 def local_url(host: str, port: int) -> str:
