@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from typing import Any
 
 from server.api.context import ServerContext
 from server.api.lease import Lease
@@ -45,7 +46,8 @@ class Shadow:
         metrics, outcome = self._lease.context.metrics, "aborted"
         copying = asyncio.create_task(self._copy())
         try:
-            await asyncio.wait({copying, self._answer}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {copying, self._answer}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not copying.done() and self._answer.result() is None:
                 return
             copied = await copying

@@ -20,6 +20,7 @@ from server.api.errors import APIError
 from server.api.lease import Lease, acquire, leased
 from server.api.schemas import AdapterShare, ModelFields
 from server.api.spellings import Asked
+from server.engine.request import Request
 from tests.server.api.fakes import BASE, FakeEngine, FakeRegistry, make_context
 
 TEXT = "/v1/completions"
@@ -169,7 +170,7 @@ def test_a_routing_key_stays_with_its_version(
         *("shop@1", "shop@1"),
         *("shop@2", "shop@2"),
     ]
-    every = {"user": "95", "safety_identifier": "5", "prompt_cache_key": "95"}
+    every: dict[str, Any] = {"user": "95", "safety_identifier": "5", "prompt_cache_key": "95"}
     assert version({"x-routing-key": "5"}, **every) == "shop@1"
     assert version(**every) == "shop@2"
     assert version(user="95", safety_identifier="5") == "shop@1"
@@ -236,7 +237,8 @@ def test_cached_kv_is_the_tenants_own_unless_the_operator_says_otherwise(
     client = TestClient(create_app(context))
     for route, fields in ROUTES.items():
         assert client.post(route, json={"model": "tiny", **fields}).is_success
-    for request in (*engine.requests, *engine.pooling):
+    requests: list[Request] = [*engine.requests, *engine.pooling]
+    for request in requests:
         assert (request.tenant, request.scope) == ("default", scope)
     assert len(engine.requests) == 2
     assert len(engine.pooling) == 1

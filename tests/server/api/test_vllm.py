@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from adapters.registry.records import Target
 from server.api.app import create_app
 from server.api.context import ServerContext
 from server.api.errors import INVALID
 from tests.server.api.fakes import FakeRegistry, make_context
+from tests.server.api.test_models import ACME, as_caller
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
@@ -78,6 +81,8 @@ def test_a_name_in_use_needs_load_inplace(client: TestClient, registry: FakeRegi
         (LOAD, {"lora_name": "x", "lora_path": "sql/adapter_config.json"}, 404, "NotFoundError"),
         (LOAD, {"lora_name": "x", "lora_path": "\0"}, 400, "InvalidUserInput"),
         (LOAD, {"lora_name": "x", "lora_path": "p" * 4000}, 400, "InvalidUserInput"),
+        (LOAD, {"lora_name": "x", "lora_path": "s3://bucket/x"}, 400, "InvalidUserInput"),
+        (LOAD, {"lora_name": "x", "lora_path": "HTTPS://host/x"}, 400, "InvalidUserInput"),
         (LOAD, {"lora_name": "tiny", "lora_path": "sql"}, 400, "InvalidUserInput"),
         (LOAD, {"lora_name": "a b", "lora_path": "sql"}, 400, "InvalidUserInput"),
         (LOAD, {"lora_name": "x"}, 400, INVALID),
@@ -119,12 +124,50 @@ def test_nothing_outside_the_allowed_folder_is_read(
     loop.symlink_to(loop)
     make_folder(tmp_path / "allowed-not")
 
-    paths = [outside, "../outside", "link", "up/outside", "sql/../../outside", "half"]
+    paths = [outside, "../outside", "link", "up/outside", "sql/../../outside", "half", "sql/../sql"]
     for path in [*paths, "/etc", "/", "/no/such", tmp_path / "allowed-not", "../allowed-not"]:
         answer = load(client, path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "path_not_allowed"), path
     assert load(client, "loop").status_code in (400, 404)
     assert not registry.live
+
+
+def test_what_lies_outside_is_not_even_looked_at(
+    client: TestClient, allowed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only links can't be told apart from folders without a look."""
+    seen: list[str] = []
+    lstat = os.lstat
+
+    def spy(path: str, *args: Any, **kwargs: Any) -> os.stat_result:
+        seen.append(os.fspath(path))
+        return lstat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "lstat", spy)
+    for path in (tmp_path / "elsewhere", "../elsewhere", "/etc/hosts", "s3://bucket/etc"):
+        assert load(client, path).status_code in (400, 403)
+    assert [path for path in seen if "/elsewhere" in path or "/etc" in path] == []
+    assert load(client, "sql").status_code == 200
+    assert seen
+
+
+def test_unloading_takes_aliases_along(client: TestClient, registry: FakeRegistry, allowed: Path) -> None:
+    load(client, "sql")
+    registry.set_alias("sql", "prod", [Target(1)])
+    assert client.post(UNLOAD, json={"lora_name": "sql"}).status_code == 200
+    assert not registry.live
+
+
+def test_a_tenant_loads_and_unloads_its_own(
+    client: TestClient, registry: FakeRegistry, allowed: Path
+) -> None:
+    load(client, "sql")
+    as_caller(client, ACME)
+    assert load(client, "sql").text == "Success: LoRA adapter 'sql' added successfully."
+    assert sorted(registry.live) == ["acme/sql", "sql"]
+    assert client.post(UNLOAD, json={"lora_name": "default/sql"}).status_code == 404
+    assert client.post(UNLOAD, json={"lora_name": "sql"}).status_code == 200
+    assert list(registry.live) == ["sql"]
 
 
 def test_links_within_the_allowed_folder_are_followed(client: TestClient, allowed: Path) -> None:
