@@ -21,6 +21,8 @@ from adapters.batch.native.switch import DISABLE
 GIB = 1024**3
 MIB = 1024**2
 ENV_PREFIX = "MULTILORA_"
+OF_CLIENTS = ("MULTILORA_SERVER", "MULTILORA_API_KEY")
+"""What the commands that ask a server read; the server itself does not."""
 
 
 def default_data_dir() -> Path:
@@ -168,5 +170,5 @@ def flags() -> dict[str, FieldInfo]:
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:
     """Names that look like settings and are none, such as a misspelt one."""
-    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields} | {DISABLE}
+    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields} | {DISABLE, *OF_CLIENTS}
     return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)

@@ -6,14 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb."""
-    parser = verbs.add_parser(
-        "check", help="check an adapter against a base, and compare it with PEFT", allow_abbrev=False
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags, and what the command does."""
     parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="adapter folder")
     parser.add_argument("--model", required=True, help="base model: a folder or a hub id")
     parser.add_argument(
@@ -39,3 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     print(json.dumps(report, indent=2) if arguments.json else as_table(report))
     return 0 if report["proof"]["status"] in ("proved", "not_covered") else 1
+
+
+VERBS = {"check": add_flags}

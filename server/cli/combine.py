@@ -5,16 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb."""
-    parser = verbs.add_parser(
-        "combine",
-        help="combine LoRA adapters into one, as PEFT's add_weighted_adapter does",
-        allow_abbrev=False,
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags, and what the command does."""
     parser.add_argument(
         "output", metavar="OUT", type=Path, help="folder to write; must not exist or be empty"
     )
@@ -95,3 +89,6 @@ def _published(ref: str, data_dir: Path) -> Path | None:
     finally:
         catalog.close()
     return data_dir / "adapters" / found[-1].digest if found else None
+
+
+VERBS = {"combine": add_flags}

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb."""
-    parser = verbs.add_parser(
-        "merge", help="write a base with one adapter merged as a plain model folder", allow_abbrev=False
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags, and what the command does."""
     parser.add_argument("--model", required=True, help="base model: a folder or a hub id")
     parser.add_argument("--adapter", required=True, type=Path, help="adapter folder")
     parser.add_argument(
@@ -37,3 +33,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     print(f"wrote {arguments.output}")
     return 0
+
+
+VERBS = {"merge": add_flags}

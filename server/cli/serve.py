@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
+
+from pydantic import ValidationError
 
 from server.cli.threads import set_threads
-from server.settings import Settings, flags, unknown_variables
-
-Verbs = Any  # argparse does not export the type of add_subparsers()
+from server.settings import ENV_PREFIX, Settings, flags, unknown_variables
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb with one flag for each setting."""
-    parser = verbs.add_parser(
-        "serve", help="serve a base model and its adapters over HTTP", allow_abbrev=False
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one flag for each setting, and what the command does."""
     for name, field in flags().items():
         flag = f"--{name.replace('_', '-')}"
         text = (field.description or "").replace("%", "%%")
@@ -45,11 +42,19 @@ def choices(name: str) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal. Returns 0 after a drain, 1 when the server can't start."""
+    """Serve until a signal. Returns 0 after a drain, 1 when the server can't start, 2 for a wrong setting."""
     given = {name: value for name, value in vars(arguments).items() if name in flags()}
     for variable in unknown_variables(os.environ):
         print(f"multilora: warning: {variable} is ignored: there is no such setting", file=sys.stderr)
-    settings = Settings(**given)
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            setting = f"--{name.replace('_', '-')}" if name in flags() else f"{ENV_PREFIX}{name.upper()}"
+            said = problem["msg"].removeprefix("Value error, ")
+            print(f"multilora: {setting}: {said}", file=sys.stderr)
+        return 2
     set_threads(settings.threads)
     from server import launch  # torch reads the thread settings when it is imported
 
@@ -59,3 +64,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"multilora: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+VERBS = {"serve": add_flags}
