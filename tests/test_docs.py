@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.testclient import TestClient
 
 from adapters.checkpoint.config_fields import APPLIED, NO_EFFECT, REFUSED
+from server.api import sagemaker, sglang
 from server.api.app import create_app
 from server.api.body import parse_json
 from server.api.chat_schema import ChatRequest
@@ -35,6 +36,9 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/token_classify": ClassifyRequest,
     "/v1/load_lora_adapter": LoadRequest,
     "/v1/unload_lora_adapter": UnloadRequest,
+    "/load_lora_adapter": sglang.LoadRequest,
+    "/unload_lora_adapter": sglang.UnloadRequest,
+    "/adapters": sagemaker.RegisterRequest,
 }
 OPERATIONS = ROOT / "docs" / "operations.md"
 ADAPTERS = ROOT / "docs" / "adapters.md"
