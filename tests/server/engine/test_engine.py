@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -331,5 +332,55 @@ def test_what_a_drain_cannot_wait_for_ends_with_an_error(llama: Family) -> None:
             await engine.drain(0)
             with pytest.raises(EngineError, match="shutting down"):
                 await task
+
+    _run(test)
+
+
+def test_a_stop_that_comes_as_the_thread_goes_to_sleep_is_not_lost(llama: Family) -> None:
+    """Between its look at the flag and its wait nobody would hear a notification."""
+
+    async def test() -> None:
+        with engine_core(llama) as core:
+            engine = Engine(core)
+
+            class Wake(threading.Condition):
+                def __enter__(self) -> bool:
+                    if threading.current_thread() is engine._thread and next(turns) == 1:
+                        engine._stopping = True
+                    return super().__enter__()
+
+            turns = count()
+            engine._wake = Wake()
+            engine.start()
+            await asyncio.to_thread(engine._thread.join, 10)
+            assert not engine._thread.is_alive()
+
+    _run(test)
+
+
+def test_pins_are_brought_though_nobody_asks(llama: Family) -> None:
+    async def test() -> None:
+        async with _engine(llama) as (engine, _):
+            engine.pin(["all", "mlp"])
+            await _until(
+                lambda: {a.digest for a in engine.stats().adapters_loaded if a.pinned} == {"all", "mlp"}
+            )
+            assert engine.stats().pins == 2
+            engine.pin(["mlp"])
+            await _until(lambda: engine.stats().pins == 1)
+            pinned = {adapter.digest: adapter.pinned for adapter in engine.stats().adapters_loaded}
+            assert pinned == {"all": False, "mlp": True}
+
+    _run(test)
+
+
+def test_weights_are_checked_by_the_caller_and_used_by_the_core(llama: Family) -> None:
+    async def test() -> None:
+        async with _engine(llama) as (engine, core):
+            engine.set_weights({"a": 4.0})
+            assert await engine.call(lambda core: core.scheduler.queue.weight("a")) == 4
+            with pytest.raises(ValueError, match="the weight of tenant 'a' is 0"):
+                engine.set_weights({"a": 0})
+            assert core.scheduler.queue.weight("a") == 4
 
     _run(test)

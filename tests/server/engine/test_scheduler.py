@@ -13,6 +13,7 @@ from adapters.errors import AdapterError, InvalidAdapter
 from server.engine.core import EngineCore
 from server.engine.request import GenerationOutput
 from server.engine.sequence import Sequence
+from server.engine.stats import TenantStats
 from tests.kit import (
     Answers,
     Families,
@@ -327,3 +328,54 @@ def test_turns_alternate_among_the_newcomers_of_one_step(
             core.submit(ask(f"other{index}", prompt, other, max_tokens=8))
         step(core)
         assert sorted(plans[0]) == ["flood0", "flood1", "other0", "other1"]
+
+
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_giving_way_to_another_tenant_changes_no_token(families: Families, prefix_cache: bool) -> None:
+    family = families("llama")
+    with engine_core(family, max_running=4, prefix_cache=prefix_cache, prefill=64) as core:
+        preload(core, "all", "mlp")
+        adapters = ["all", None, "mlp"]
+        mine = [
+            ask(f"a{i}", prompt, adapters[i % 3], tenant="a", max_tokens=50)
+            for i, prompt in enumerate(prompts(9, 20, 5, 17, 11, 8))
+        ]
+        for request in mine:
+            core.submit(request)
+        answers: Answers = {}
+        for _ in range(12):
+            collect(answers, step(core))
+        single = ask("b", SHORT, "mlp", tenant="b", max_tokens=5)
+        core.submit(single)
+        steps = 0
+        while "b" not in answers or not answers["b"].finished:
+            collect(answers, step(core))
+            steps += 1
+        assert steps <= 8 + 5 + 3
+        assert core.stats().fairness_preemptions == 1
+        assert not any(
+            answers[request.request_id].finished for request in mine if request.request_id in answers
+        )
+        finish(core, answers)
+        for request in [*mine, single]:
+            tokens = request.sampling.max_tokens
+            assert answers[request.request_id].tokens == family.expected(
+                request.adapter, request.prompt, tokens
+            )
+
+
+def test_each_tenant_is_counted(families: Families) -> None:
+    with engine_core(families("llama"), max_running=2) as core:
+        for index, tenant in enumerate("aab"):
+            core.submit(ask(str(index), SHORT, tenant=tenant))
+        assert core.stats().tenants == {"a": TenantStats(0, 2), "b": TenantStats(0, 1)}
+        step(core)
+        assert core.stats().tenants == {"a": TenantStats(1, 1), "b": TenantStats(1, 0)}
+        finish(core)
+        assert core.stats().tenants == {}
+
+
+def test_weights_reach_the_queue(families: Families) -> None:
+    with engine_core(families("llama")) as core:
+        core.set_weights({"a": 2.5})
+        assert core.scheduler.queue.weight("a") == 2.5
