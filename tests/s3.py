@@ -61,14 +61,14 @@ class S3Bucket:
     def url(self) -> str:
         return f"s3://{self.name}/blobs"
 
-    def keys(self) -> list[str]:
-        """Of all objects, without the prefix."""
+    def list(self) -> list[str]:
+        """Keys of all objects, without the prefix."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
         return [entry["Key"].removeprefix("blobs/") for page in pages for entry in page.get("Contents", [])]
 
     def key(self, ending: str) -> str:
         """The only key that ends so."""
-        (found,) = [key for key in self.keys() if key.endswith(ending)]
+        (found,) = [key for key in self.list() if key.endswith(ending)]
         return found
 
     def get(self, key: str) -> bytes:
@@ -82,20 +82,25 @@ class S3Bucket:
         self.client.delete_object(Bucket=self.name, Key=f"blobs/{key}")
 
 
-def new_bucket() -> S3Bucket:
-    """An empty bucket on this process's server."""
+@cache
+def client() -> Any:
+    """boto3's, of this process's server."""
     import boto3  # type: ignore[import-untyped]
 
-    client = boto3.client(
+    return boto3.client(
         "s3",
         endpoint_url=server(),
         aws_access_key_id="test",
         aws_secret_access_key="test",
         region_name="us-east-1",
     )
+
+
+def new_bucket() -> S3Bucket:
+    """An empty bucket on this process's server."""
     name = f"test-{uuid4().hex}"
-    client.create_bucket(Bucket=name)
-    return S3Bucket(server(), name, client)
+    client().create_bucket(Bucket=name)
+    return S3Bucket(server(), name, client())
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Request:
     path: str
     number: int
     body: bytes
+    is_conditional: bool
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,8 @@ def proxy() -> Iterator[Proxy]:
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            request = Request(self.command, self.path, len(front.requests), body)
+            condition = "If-None-Match" in self.headers
+            request = Request(self.command, self.path, len(front.requests), body, condition)
             front.requests.append(request)
             answer = front.misbehave(request)
             if answer is None:
