@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -10,23 +12,29 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from adapters.errors import InvalidName
-from adapters.registry.lineage import quantization_warning
-from adapters.registry.names import parse_ref
-from adapters.registry.records import AdapterVersion
+from adapters.registry.names import DEFAULT_TENANT, parse_ref
+from adapters.registry.records import LIVE, AdapterVersion, Alias, Caller, State
+from server.api.auth import CurrentCaller
 from server.api.context import MAX_UPLOADS, Context, OpenContext, ServerContext
 from server.api.errors import busy, from_adapter_error
-from server.api.publishing import publish
+from server.api.objects import Object, adapter_object, aliases_of, version_object
+from server.api.publishing import check_later, publish
 from server.api.upload import receive_upload
 
 router = APIRouter()
 MAX_PAGE = 1000
+MAX_DRAIN_SECONDS = 300
+_DRAIN_POLL_SECONDS = 0.05
 
 
 @router.post("/v1/adapters")
-async def create_adapter(request: Request, context: OpenContext) -> Response:
+async def create_adapter(
+    request: Request, context: OpenContext, caller: CurrentCaller, wait: bool = True
+) -> Response:
     """Check and store an adapter from multipart parts: `name`, `config`, `weights` and others.
 
-    201 for a new version; 200 when the newest version of this name has exactly these files already.
+    201 for a new version; 200 when the newest version of this name has exactly these files already. With
+    `wait=false` 202 as soon as the files are stored: the version is checked afterwards.
     """
     if context.uploads >= MAX_UPLOADS:
         message = f"{MAX_UPLOADS} uploads are running already; try again in a moment."
@@ -34,48 +42,56 @@ async def create_adapter(request: Request, context: OpenContext) -> Response:
     context.uploads += 1
     try:
         async with receive_upload(request, context.settings) as upload:
-            version, created = await publish(
-                context,
-                lambda: context.registry.publish(
-                    upload.name,
-                    upload.config,
-                    upload.weights,
-                    source="upload",
-                    labels=upload.labels,
-                    quantization=upload.quantization,
-                ),
-            )
+            if not wait:
+                version = await run_in_threadpool(upload.begin, context.registry, caller)
+                status = 202
+                check_later(context, version)
+            else:
+                version, created = await publish(context, lambda: upload.publish(context.registry, caller))
+                status = 201 if created else 200
     finally:
         context.uploads -= 1
-    headers = {"x-adapter": version.ref, "x-adapter-digest": version.digest}
-    return JSONResponse(adapter_object(context, version), 201 if created else 200, headers)
+    headers = {"x-adapter": version.ref}
+    if version.digest:
+        headers["x-adapter-digest"] = version.digest
+    return JSONResponse(adapter_object(context, caller, version), status, headers)
 
 
 @router.get("/v1/adapters")
 async def list_adapters(
     context: Context,
+    caller: CurrentCaller,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
     after: Annotated[str | None, Query(max_length=256)] = None,
-) -> dict[str, object]:
-    """Every live version, by name and version; `after` is the last id of the page before.
+    name: Annotated[str | None, Query(max_length=256)] = None,
+    state: State | None = None,
+    digest: Annotated[str | None, Query(max_length=64)] = None,
+    all: bool = False,
+) -> Object:
+    """Versions by tenant, name and number; `after` is the last id of the page before.
 
-    A version that was deleted since still marks the place, so pages stay whole while adapters come and go.
+    Live ones, or with `all` or `state` also what is being checked, was refused or deleted. A version that was
+    deleted since still marks the place, so pages stay whole while adapters come and go.
     """
-    versions = context.registry.list()
+    everything = all or state not in (None, *LIVE)
+    if everything:
+        versions = await run_in_threadpool(context.registry.history, caller)
+    else:
+        versions = context.registry.list(caller)
+    if name is not None:
+        tenant, bare = _named(name, caller)
+        versions = [version for version in versions if (version.tenant, version.name) == (tenant, bare)]
+    if state is not None:
+        versions = [version for version in versions if version.state == state]
+    if digest is not None:
+        versions = [version for version in versions if version.digest == digest]
     if after is not None:
-        try:
-            mark = parse_ref(after)
-        except InvalidName as error:
-            raise from_adapter_error(error, param="after") from None
-        versions = [
-            version
-            for version in versions
-            if (version.name, version.version) > (mark.name, mark.version or 0)
-        ]
+        place = _place(after)
+        versions = [version for version in versions if _order(version) > place]
     page = versions[:limit]
     return {
         "object": "list",
-        "data": [adapter_object(context, version) for version in page],
+        "data": list(_objects(context, caller, page)),
         "first_id": page[0].ref if page else None,
         "last_id": page[-1].ref if page else None,
         "has_more": len(versions) > limit,
@@ -83,43 +99,75 @@ async def list_adapters(
 
 
 @router.get("/v1/adapters/{ref:path}")
-async def get_adapter(context: Context, ref: str) -> dict[str, object]:
-    """The newest version of a name, or exactly `name@version`; with it the versions that are live."""
-    version = context.registry.resolve(ref)
-    live = [other.ref for other in context.registry.versions(version.name)]
-    return {**adapter_object(context, version), "versions": live}
+async def get_adapter(context: Context, caller: CurrentCaller, ref: str) -> Object:
+    """The version that a reference means now, in whatever state; with it the live ones of its name."""
+    version = await run_in_threadpool(context.registry.find, ref, caller)
+    live = context.registry.versions(f"{version.tenant}/{version.name}", caller)
+    return {**adapter_object(context, caller, version), "versions": [other.ref for other in live]}
 
 
 @router.delete("/v1/adapters/{ref:path}")
-async def delete_adapter(context: OpenContext, ref: str) -> dict[str, object]:
-    """Delete one version, or all versions of a name. Requests that run on them finish on them."""
-    deleted = await run_in_threadpool(context.registry.delete, ref)
+async def delete_adapter(
+    request: Request,
+    context: OpenContext,
+    caller: CurrentCaller,
+    ref: str,
+    force: bool = False,
+    drain_seconds: Annotated[float, Query(ge=0, le=MAX_DRAIN_SECONDS)] = 0,
+) -> Object:
+    """Delete one version, or all versions of a name. Requests that run on them finish on them.
+
+    With `drain_seconds` the answer waits for these as long as that; `drained` says whether all are over.
+    """
+
+    def delete() -> Sequence[AdapterVersion]:
+        return context.registry.delete(ref, caller=caller, force=force)
+
+    deleted = await run_in_threadpool(delete)
+    drained = await _drained(request, context, {version.digest for version in deleted}, drain_seconds)
     refs = [version.ref for version in deleted]
-    return {"id": ref, "object": "adapter.deleted", "deleted": True, "versions": refs}
+    return {"id": ref, "object": "adapter.deleted", "deleted": True, "versions": refs, "drained": drained}
 
 
-def adapter_object(context: ServerContext, version: AdapterVersion) -> dict[str, object]:
-    """One version as the API shows it; `state` is the fastest tier that has it now."""
-    warning = quantization_warning(context.base, version.trained_on_quantization)
-    return {
-        "id": version.ref,
-        "object": "adapter",
-        "name": version.name,
-        "version": version.version,
-        "digest": version.digest,
-        "base": context.base.name,
-        "base_digest": version.base_digest,
-        "created": int(version.created),
-        "size": version.size,
-        "rank": version.rank,
-        "parameters": version.parameters,
-        "target_modules": list(version.target_modules),
-        "variant": version.variant,
-        "task": version.task,
-        "labels": list(version.labels),
-        "source": version.source,
-        "trained_on_quantization": version.trained_on_quantization,
-        "proof": asdict(version.proof),
-        "warnings": [] if warning is None else [warning],
-        "state": context.engine.residency(version.digest),
-    }
+async def _drained(request: Request, context: ServerContext, digests: set[str], seconds: float) -> bool:
+    """Whether no request of this server runs on any of `digests`, waiting up to `seconds` for that."""
+    deadline = time.monotonic() + seconds
+    while held := any(context.registry.holders(digest) for digest in digests):
+        if time.monotonic() >= deadline or context.draining or await request.is_disconnected():
+            break
+        await asyncio.sleep(_DRAIN_POLL_SECONDS)
+    return not held
+
+
+def _objects(context: ServerContext, caller: Caller, versions: Iterable[AdapterVersion]) -> Iterable[Object]:
+    """Neighbours have the same name, mostly: its aliases are looked up once."""
+    known: dict[str, tuple[Alias, ...]] = {}
+    for version in versions:
+        live = version.state in LIVE
+        if live and version.full_name not in known:
+            known = {version.full_name: aliases_of(context, caller, version)}
+        yield version_object(context, version, known[version.full_name] if live else ())
+
+
+def _named(name: str, caller: Caller) -> tuple[str, str]:
+    """Tenant and name of the query's `name`."""
+    try:
+        ref = parse_ref(name)
+        if ref.version is not None or ref.alias is not None:
+            raise InvalidName(f"{name!r} is not a name without version and alias")
+    except InvalidName as error:
+        raise from_adapter_error(error, param="name") from None
+    return ref.tenant or caller.tenant, ref.name
+
+
+def _place(after: str) -> tuple[str, str, int]:
+    """Where the version with this id stands in lists. Ids leave out the default tenant, whoever asks."""
+    try:
+        ref = parse_ref(after)
+    except InvalidName as error:
+        raise from_adapter_error(error, param="after") from None
+    return ref.tenant or DEFAULT_TENANT, ref.name, ref.version or 0
+
+
+def _order(version: AdapterVersion) -> tuple[str, str, int]:
+    return version.tenant, version.name, version.version

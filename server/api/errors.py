@@ -17,6 +17,7 @@ from adapters.errors import (
     AdapterForbidden,
     AdapterNotFound,
     AdapterTooLarge,
+    InvalidAlias,
     InvalidName,
     KeyNotFound,
     ProofUnavailable,
@@ -95,6 +96,7 @@ def from_adapter_error(error: AdapterError, param: str | None = None) -> APIErro
     for kind, status, code in (
         (AdapterTooLarge, 413, "adapter_too_large"),
         (InvalidName, 400, "invalid_name"),
+        (InvalidAlias, 400, "invalid_alias"),
         (AdapterNotFound, 404, "adapter_not_found"),
         (TenantNotFound, 404, "tenant_not_found"),
         (KeyNotFound, 404, "key_not_found"),

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
+from adapters.registry.keys import Keys
 from adapters.registry.records import (
     LOCAL,
     AdapterVersion,
     Alias,
+    AuditEntry,
     Caller,
     Desired,
     Lineage,
+    Promote,
     Route,
+    SweepReport,
     Target,
 )
-
-Promote = Literal["auto", "yes", "no"]
-"""Whether the alias `default` moves to a new version: as long as it follows the newest, always, or never."""
+from adapters.registry.tenants import Tenants
 
 
 class Registry(Protocol):
-    """What changes something blocks; what only reads comes from memory, save `folder`.
+    """What changes something blocks, and so do `find`, `history`, `alias_history`, `lineage` and `folder`.
 
     Every call by name raises `AdapterNotFound` for what the caller can't see, and every change
     `AdapterForbidden` for what the caller sees but does not own.
     """
+
+    on_change: Callable[[], None]
 
     def publish(
         self,
@@ -69,6 +73,8 @@ class Registry(Protocol):
     ) -> AdapterVersion: ...
 
     def finish(self, version: AdapterVersion) -> AdapterVersion: ...
+
+    def unfinished(self) -> Sequence[AdapterVersion]: ...
 
     def route(self, ref: str, caller: Caller = LOCAL, key: str | None = None) -> Route: ...
 
@@ -136,3 +142,15 @@ class Registry(Protocol):
     def holders(self, digest: str) -> int: ...
 
     def folder(self, digest: str) -> Path: ...
+
+    def sweep(self) -> SweepReport: ...
+
+    def audit(
+        self, caller: Caller, *, after: int = 0, limit: int = 100, subject: str | None = None
+    ) -> Sequence[AuditEntry]: ...
+
+    @property
+    def tenants(self) -> Tenants: ...
+
+    @property
+    def keys(self) -> Keys: ...

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -17,7 +19,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from adapters.checkpoint.labels import MAX_LABELS_BYTES
+from adapters.registry.records import AdapterVersion, Caller, Lineage, Promote
 from server.api.errors import APIError
+from server.api.lineage import LINEAGE_BYTES, parse_lineage
+from server.api.registry import Registry
 from server.settings import MIB, Settings
 
 FOLDER = "uploads"
@@ -26,18 +31,58 @@ QUANTIZATION_BYTES = 32
 CONFIG_BYTES = MIB
 WRITE_BYTES = MIB
 """Weights gather in memory up to this size before a thread writes them."""
+WORD_BYTES = 64
 _REQUIRED = ("name", "config", "weights")
+_PROMOTE = ("auto", "yes", "no")
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The parts; the last two, if they were sent. `weights` lies in a folder that goes with the request."""
+    """The parts, those after `weights` if they were sent.
+
+    Attributes:
+        weights: in a folder that goes with the request.
+        digest: of the content, as the client expects it; hex.
+    """
 
     name: str
     config: bytes
     weights: Path
     labels: bytes | None
     quantization: str | None
+    lineage: Lineage
+    promote: Promote
+    digest: str | None
+
+    def publish(self, registry: Registry, caller: Caller) -> tuple[AdapterVersion, bool]:
+        """Check it and make it a version, before this returns."""
+        return registry.publish(
+            self.name,
+            self.config,
+            self.weights,
+            "upload",
+            self.labels,
+            self.quantization,
+            caller=caller,
+            lineage=self.lineage,
+            promote=self.promote,
+            digest=self.digest,
+        )
+
+    def begin(self, registry: Registry, caller: Caller) -> AdapterVersion:
+        """Make it a version whose check is to come; the registry keeps the files."""
+        return registry.begin(
+            self.name,
+            self.config,
+            self.weights,
+            "upload",
+            self.labels,
+            self.quantization,
+            caller=caller,
+            lineage=self.lineage,
+            promote=self.promote,
+            digest=self.digest,
+        )
 
 
 @asynccontextmanager
@@ -55,10 +100,18 @@ async def receive_upload(request: Request, settings: Settings) -> AsyncIterator[
                     await run_in_threadpool(form.write, file)
             form.finish()
             await run_in_threadpool(form.write, file)
+        form.check_sha256()
         parts = {part: bytes(value) for part, value in form.parts.items()}
-        trained_on = parts.get("quantization")
-        quantization = None if trained_on is None else trained_on.decode(errors="replace")
-        yield Upload(form.name(), parts["config"], weights, parts.get("labels"), quantization)
+        yield Upload(
+            name=form.name(),
+            config=parts["config"],
+            weights=weights,
+            labels=parts.get("labels"),
+            quantization=form.word("quantization"),
+            lineage=parse_lineage(parts["lineage"]) if "lineage" in parts else Lineage(),
+            promote=form.promote(),
+            digest=form.hex("digest"),
+        )
     finally:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
 
@@ -100,7 +153,12 @@ class _Form:
             "weights": max_weights,
             "labels": MAX_LABELS_BYTES,
             "quantization": QUANTIZATION_BYTES,
+            "lineage": LINEAGE_BYTES,
+            "promote": WORD_BYTES,
+            "digest": WORD_BYTES,
+            "sha256": WORD_BYTES,
         }
+        self._hash = hashlib.sha256()
         self._sizes = dict.fromkeys(self._limits, 0)
         self._part = ""
         self._header = bytearray()
@@ -136,6 +194,7 @@ class _Form:
 
     def write(self, file: BinaryIO) -> None:
         file.write(self.weights)
+        self._hash.update(self.weights)
         self.weights.clear()
 
     def finish(self) -> None:
@@ -151,6 +210,30 @@ class _Form:
             return self.parts["name"].decode()
         except UnicodeDecodeError:
             raise APIError(400, "name: not UTF-8 text", param="name", code="invalid_name") from None
+
+    def word(self, part: str) -> str | None:
+        value = self.parts.get(part)
+        return None if value is None else value.decode(errors="replace")
+
+    def hex(self, part: str) -> str | None:
+        """A SHA-256, if the part was sent."""
+        value = self.word(part)
+        if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
+            raise APIError(400, f"{part}: must be 64 of 0-9, a-f", param=part)
+        return value
+
+    def promote(self) -> Promote:
+        value = self.word("promote") or "auto"
+        if value not in _PROMOTE:
+            raise APIError(400, f"promote: must be one of {', '.join(_PROMOTE)}", param="promote")
+        return cast(Promote, value)
+
+    def check_sha256(self) -> None:
+        """Whether the weights are those that were sent, if the client said which."""
+        stated, found = self.hex("sha256"), self._hash.hexdigest()
+        if stated not in (None, found):
+            message = f"sha256: the weights that arrived have {found}; send them again"
+            raise APIError(400, message, param="sha256", code="checksum_mismatch")
 
     def _begin(self) -> None:
         self._part, self._disposition = "", b""

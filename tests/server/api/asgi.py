@@ -30,6 +30,7 @@ class Exchange:
     read: int = 0
     hold_sends: bool = False
     stays_open: bool = False
+    method: str = "POST"
 
     async def run(self) -> None:
         chunks, ended = iter(self.chunks), False
@@ -54,7 +55,7 @@ class Exchange:
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
-            "method": "POST",
+            "method": self.method,
             "scheme": "http",
             "path": self.path,
             "raw_path": self.path.encode(),

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from server.api.app import create_app
 from server.api.context import ServerContext
 from tests.server.api.fakes import FakeEngine, FakeRegistry, make_context
+from tests.server.api.stand import Stand, standing
 
 
 @pytest.fixture
@@ -36,6 +37,13 @@ def registry(context: ServerContext) -> FakeRegistry:
 def client(context: ServerContext) -> Iterator[TestClient]:
     with TestClient(create_app(context), raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    """The application on a real registry."""
+    with standing(tmp_path) as stand:
+        yield stand
 
 
 @pytest.fixture

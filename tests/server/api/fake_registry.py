@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from adapters.registry.records import (
     Caller,
     Desired,
     Lineage,
+    Promote,
     Route,
     Target,
 )
-from server.api.registry import Promote
+from tests.server.api.fake_access import FakeKeys, FakeTenants
 
 BASE = BaseSpec(name="tiny", digest="ba5e" * 16, linears={})
 _NO_LINEAGE = Lineage()
@@ -43,6 +44,8 @@ class FakeRegistry:
         self.seen_promote: Promote | None = None
         self.seen_digest: str | None = None
         self.fail: Exception | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        self.keys, self.tenants = FakeKeys(), FakeTenants()
 
     def publish(
         self,
@@ -223,6 +226,9 @@ class FakeRegistry:
 
     def share(self, name: str, tenant: str, *, caller: Caller = LOCAL) -> None:
         self.shared.setdefault(self._own(name, caller)[0], set()).add(tenant)
+
+    def unfinished(self) -> Sequence[AdapterVersion]:
+        return ()
 
     def hold(self, digest: str) -> None:
         self.held[digest] += 1

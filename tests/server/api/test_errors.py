@@ -14,6 +14,7 @@ from adapters.errors import (
     AdapterNotFound,
     AdapterTooLarge,
     InvalidAdapter,
+    InvalidAlias,
     InvalidName,
     QuotaExceeded,
 )
@@ -31,6 +32,7 @@ BODY = {"model": "tiny", "prompt": "hi"}
         (InvalidAdapter("x"), 400),
         (AdapterTooLarge("x"), 413),
         (InvalidName("x"), 400),
+        (InvalidAlias("x"), 400),
         (AdapterNotFound("x"), 404),
         (AdapterConflict("x"), 409),
         (AdapterForbidden("x"), 403),
