@@ -59,7 +59,7 @@ def test_patience_has_an_end(bucket: s3.S3Bucket, front: s3.Proxy) -> None:
 def test_an_answer_that_never_comes_is_asked_for_again(bucket: s3.S3Bucket, front: s3.Proxy) -> None:
     store = Bucket(bucket.url, replace(QUICK, read=0.3))
     store.create("one", b"1")
-    hung = []
+    hung: list[s3.Request] = []
 
     def hang_once(request: s3.Request) -> s3.Answer | None:
         if not hung:

@@ -62,6 +62,45 @@ def test_leftovers_are_swept_at_start(tmp_path: Path) -> None:
     assert not leftover.exists()
 
 
+def test_what_is_being_staged_is_no_leftover(tmp_path: Path, weights: Path) -> None:
+    with BlobStore(tmp_path / "blobs").stage(b"{}", weights, 10) as staged:
+        BlobStore(tmp_path / "blobs")  # a second server that starts by mistake
+        assert (staged / WEIGHTS_FILE).read_bytes() == b"12345"
+
+
+def test_links_are_refused_and_can_be_removed(tmp_path: Path, weights: Path) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / WEIGHTS_FILE).write_bytes(b"theirs")
+    (tmp_path / "blobs" / DIGEST).symlink_to(outside)
+    for use in (store.folder, store.has, store.check, lambda digest: put(store, b"{}", weights)):
+        with pytest.raises(InvalidAdapter, match="is a symbolic link, not a folder; remove it"):
+            use(DIGEST)
+    assert store.digests() == []
+    store.remove(DIGEST)
+    assert (outside / WEIGHTS_FILE).read_bytes() == b"theirs"
+
+    put(store, b"{}", weights)
+    store.check(DIGEST)
+    (store.folder(DIGEST) / WEIGHTS_FILE).unlink()
+    (store.folder(DIGEST) / WEIGHTS_FILE).symlink_to(outside / WEIGHTS_FILE)
+    with pytest.raises(InvalidAdapter, match=f"{WEIGHTS_FILE} of stored adapter aaaaaaaaaaaa is not a plain"):
+        store.check(DIGEST)
+
+
+def test_size_and_setting_aside(tmp_path: Path, weights: Path) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    assert store.size(DIGEST) == 0
+    put(store, b"{}", weights)
+    assert store.size(DIGEST) == 7
+    store.set_aside(DIGEST, tmp_path / "quarantine" / "x")
+    store.set_aside(DIGEST, tmp_path / "quarantine" / "y")
+    assert (tmp_path / "quarantine" / "x" / CONFIG_FILE).read_bytes() == b"{}"
+    assert not store.has(DIGEST)
+    assert not (tmp_path / "quarantine" / "y").exists()
+
+
 @pytest.mark.parametrize("digest", ["", "..", "../" + "a" * 61, "A" * 64, "a" * 63, "a" * 64 + "\n"])
 def test_only_digests_become_paths(digest: str, tmp_path: Path) -> None:
     with pytest.raises(AdapterNotFound):
