@@ -14,6 +14,7 @@ Rule = Scope | Literal["public"]
 RULES: Mapping[str, Rule] = {
     "GET /health": "public",
     "GET /metrics": "metrics",
+    "GET /openapi.json": "use",
     # Asking models
     "POST /v1/chat/completions": "use",
     "POST /v1/completions": "use",

@@ -23,6 +23,7 @@ from server.api import (
     lineage,
     merged,
     models,
+    openapi,
     sagemaker,
     sglang,
     shares,
@@ -45,7 +46,7 @@ ROUTERS = (
     # A reference to an adapter may hold a slash, so the routes below one come before the adapter itself.
     *(aliases, lifecycle, lineage, files, merged, shares),
     *(adapters, vllm, sglang, sagemaker, health, status),
-    *(tenants, keys, audit),
+    *(tenants, keys, audit, openapi),
 )
 
 
@@ -63,7 +64,7 @@ def create_app(context: ServerContext) -> FastAPI:
         await stop_checks(context)
         await stop_shadows(context)
 
-    # Bodies are checked by the handlers, so FastAPI's own schema would show none of them: docs/api.md does.
+    # Bodies are checked by the handlers, so FastAPI's own document would show none of them: `openapi` does.
     app = FastAPI(title="Multilora", openapi_url=None, lifespan=lifespan)
     app.state.context = context
     app.add_middleware(Gate, routes=app.routes, context=context)  # the innermost

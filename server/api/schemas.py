@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from server.api.errors import INVALID, APIError
@@ -34,7 +43,9 @@ def _unsupported(value: object) -> object:
     raise PydanticCustomError("unsupported", "this server does not support this parameter")
 
 
-Unsupported = Annotated[Any, AfterValidator(_unsupported)]
+Unsupported = Annotated[
+    Any, AfterValidator(_unsupported), WithJsonSchema({"enum": [None, False, "", [], {}]})
+]
 """A field of OpenAI's API that is not built: refused by name unless it is null or empty."""
 
 Ignored = Any
