@@ -22,6 +22,8 @@ import uvicorn
 
 from adapters.base import BaseKind
 from adapters.batch.batched import BatchSizes
+from adapters.blobs.blobs import open_blobs
+from adapters.checkpoint.variants.common import BaseWeights
 from adapters.errors import AdapterError
 from adapters.limits import AdapterLimits
 from adapters.merge import build_merged
@@ -127,7 +129,7 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
     model = model_type(stock, name=name, digest=digest, source=source, sizes=sizes)
     startup.lap("proof")
     weights = base_weights(model.model, model.linears)
-    registry = Registry(settings.data_dir, model.spec, _limits(settings), model.dtype, weights)
+    registry = _registry(settings, model, weights)
     check_start(Access(registry.keys, settings.admin_key), settings.host)
     prover = _prover(settings, folder, model, tokenizer)
     if prover is not None:
@@ -167,6 +169,21 @@ def _publish(registry: Registry, entry: str) -> AdapterVersion:
     version, _ = registry.publish_folder(name, Path(path).expanduser(), source="--adapter")
     log.info("serving adapter %s (%s)", version.ref, version.digest[:12])
     return version
+
+
+def _registry(settings: Settings, model: Any, weights: BaseWeights) -> Registry:
+    """On this machine alone, or on a database and a store that servers have together."""
+    cache = None if settings.blob_cache_gb is None else int(settings.blob_cache_gb * GIB)
+    blobs = open_blobs(settings.data_dir, settings.blob_url, cache)
+    return Registry(
+        settings.data_dir,
+        model.spec,
+        _limits(settings),
+        model.dtype,
+        weights,
+        database_url=settings.database_url,
+        blobs=blobs,
+    )
 
 
 def _limits(settings: Settings) -> AdapterLimits:

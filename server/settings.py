@@ -93,6 +93,11 @@ class Settings(BaseSettings):
     )
     share_kv: bool = Field(False, description="let tenants reuse one another's cached prompt beginnings")
     data_dir: Path = Field(default_factory=default_data_dir, description="where uploaded adapters are kept")
+    database_url: str | None = Field(
+        None,
+        description="where servers keep their registry together, such as postgresql://user@host/name; with a "
+        "password rather in the variable (default: a file in the data directory)",
+    )
     blob_url: str | None = Field(
         None,
         description="where servers keep the files of adapters together, such as s3://bucket/prefix or "
