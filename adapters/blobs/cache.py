@@ -16,19 +16,22 @@ class CacheIndex:
     The order survives a restart, as the time stamps of the blobs' folders.
 
     Args:
-        budget: bytes that all of them together may take; None: no bound.
+        budget: bytes that all of them together may take; None: no bound, and nothing is measured.
     """
 
     def __init__(self, local: BlobStore, budget: int | None) -> None:
         self._local, self._budget = local, budget
         self._sizes: OrderedDict[str, int] = OrderedDict()
-        times = {digest: local.folder(digest).stat().st_mtime_ns for digest in local.digests()}
+        digests = local.digests() if budget is not None else []
+        times = {digest: local.folder(digest).stat().st_mtime_ns for digest in digests}
         for digest in sorted(times, key=lambda digest: times[digest]):
             self._sizes[digest] = local.size(digest)
         self.total = sum(self._sizes.values())
 
     def use(self, digest: str) -> None:
         """It is there, and has just been used or written."""
+        if self._budget is None:
+            return
         self.drop(digest)
         self._sizes[digest] = self._local.size(digest)
         self.total += self._sizes[digest]

@@ -1,4 +1,4 @@
-"""What every kind of store must do, tried on a folder and on S3."""
+"""What every kind of store must do, tried on a folder, on S3, and on fsspec's own store in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -15,10 +16,12 @@ from adapters.blobs.shared import SharedFolder
 from tests.adapters.blobs.stand import QUICK
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "s3", "memory"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Objects]:
     if request.param == "folder":
         store: Objects = SharedFolder(tmp_path / "shared")
+    elif request.param == "memory":
+        store = Bucket(f"memory://{uuid4().hex}/prefix", QUICK)
     else:
         store = Bucket(request.getfixturevalue("bucket").url, QUICK)
     yield store
@@ -78,6 +81,7 @@ def test_move_and_delete(objects: Objects) -> None:
     assert dict(objects.list("")) == {}
 
 
+@pytest.mark.parametrize("objects", ["folder", "s3"], indirect=True)
 def test_of_many_creators_one_wins(objects: Objects) -> None:
     with ThreadPoolExecutor(8) as pool:
         texts = [b"%d" % number * 1000 for number in range(8)]
