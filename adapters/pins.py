@@ -46,8 +46,6 @@ class Pins:
     def set(self, digests: Iterable[str]) -> None:
         """Exactly these are pinned from now on."""
         self._pins = {digest: self._pins.get(digest, _Pin()) for digest in digests}
-        for pin in self._pins.values():
-            pin.not_before, pin.told = 0.0, False
         self._look_at = 0.0
         self.changes += 1
 

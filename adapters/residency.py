@@ -140,16 +140,20 @@ class Residency:
             return bool(self._pins.missing(self.device.items))
 
     def loaded(self) -> tuple[LoadedAdapter, ...]:
-        """Each adapter in memory once, in the fastest tier that has it."""
+        """Each adapter in memory once, in the fastest tier that has it; those that were used last come last.
+
+        Mixtures, which have no name, are left out.
+        """
         with self._lock:
             changes = self.device.changes, self.host.changes, self._pins.changes
             if self._listed[0] != changes:
-                there: dict[str, TierName] = dict.fromkeys(self.host.items, "host")
-                there |= dict.fromkeys(self.device.items, "device")
+                tiers: tuple[tuple[TierName, Tier], ...] = (("host", self.host), ("device", self.device))
+                there = {digest: (name, item) for name, t in tiers for digest, item in t.items.items()}
                 self._ranks = {digest: self._ranks.get(digest, 0) for digest in (*there, *self._waiting)}
                 adapters = (
-                    LoadedAdapter(digest, tier, self._ranks[digest], digest in self._pins)
-                    for digest, tier in there.items()
+                    LoadedAdapter(digest, name, self._ranks[digest], digest in self._pins)
+                    for digest, (name, item) in there.items()
+                    if not item.members
                 )
                 self._listed = changes, tuple(adapters)
             return self._listed[1]

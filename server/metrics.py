@@ -8,17 +8,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.registry import Collector
 
+from adapters.registry.names import DEFAULT_TENANT
+from server.collector import MAX_LABELS, StatsCollector
 from server.engine.request import GenerationOutput, PoolingTask, Request
 from server.engine.stats import EngineStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-MAX_LABELS = 512
-"""Adapter refs with series of their own; the rest share `other`, so that many adapters can't fill memory."""
 OTHER = "other"
+_NAMES = 4096  # names of adapters to remember
 _AT_ONCE = 60.0  # seconds: an adapter that is asked later shows how long nobody asked
 FIRST_TOKEN = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
@@ -45,8 +45,14 @@ class Metrics:
         self._labels: set[str] = set()
         self._max_labels = max_labels
         self._active: dict[str, Bag[str]] = {}
+        self._names: OrderedDict[str, str] = OrderedDict()
+        self._tenants: set[str] = set()
         self.requests = self._counter("requests", "Finished requests", ["adapter", "outcome"])
         self.uploads = self._counter("adapter_uploads", "Adapters sent to the API", ["outcome"])
+        self.tenant_prompts = self._counter("tenant_prompt_tokens", "Prompt tokens of a tenant", ["tenant"])
+        self.tenant_tokens = self._counter(
+            "tenant_generation_tokens", "Tokens generated for a tenant", ["tenant"]
+        )
         self.pooled = self._counter("pooled_inputs", "Inputs that were embedded or classified", ["task"])
         self.shadows = self._counter(
             "shadow_requests", "Copies of requests for shadow versions", ["adapter", "outcome"]
@@ -76,7 +82,7 @@ class Metrics:
             ["part"],
             registry=self.registry,
         )
-        self.registry.register(StatsCollector(stats, model, max_running, self.active_names))
+        self.registry.register(StatsCollector(stats, model, max_running, self))
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(f"multilora_{name}", text, labels, registry=self.registry)
@@ -90,22 +96,34 @@ class Metrics:
 
     def count(self, adapter: str, outcome: str) -> None:
         """One request is over: `success`, `aborted`, `rejected` or `error`."""
-        self.requests.labels(self._label(adapter), outcome).inc()
+        self.requests.labels(self.label(adapter), outcome).inc()
 
     def shadow(self, adapter: str, outcome: str) -> None:
         """A copy for a shadow version is over: `success`, `skipped`, `aborted` or `error`."""
-        self.shadows.labels(self._label(adapter), outcome).inc()
+        self.shadows.labels(self.label(adapter), outcome).inc()
 
     def shadow_answer(self, adapter: str, same: bool) -> None:
         """Whether a greedy copy gave the tokens of the answer itself."""
-        self.agreement.labels(self._label(adapter), "same" if same else "different").inc()
+        self.agreement.labels(self.label(adapter), "same" if same else "different").inc()
 
-    def _label(self, adapter: str) -> str:
-        if adapter not in self._labels:
-            if len(self._labels) >= self._max_labels:
+    def label(self, adapter: str) -> str:
+        """The `adapter` label of a ref."""
+        return self._capped(self._labels, adapter)
+
+    def tenant_label(self, tenant: str) -> str:
+        """The `tenant` label of a tenant."""
+        return self._capped(self._tenants, tenant or DEFAULT_TENANT)
+
+    def tenant_labels(self) -> set[str]:
+        """All that there were so far."""
+        return {*self._tenants}
+
+    def _capped(self, known: set[str], name: str) -> str:
+        if name not in known:
+            if len(known) >= self._max_labels:
                 return OTHER
-            self._labels.add(adapter)
-        return adapter
+            known.add(name)
+        return name
 
     def published(self, adapter: str, received: float) -> None:
         """A new version, whose files were received at `received` by `time.perf_counter`."""
@@ -126,6 +144,7 @@ class Metrics:
     def hold(self, digest: str, name: str) -> None:
         """A request on the adapter `name` begins; its digest is all that the engine knows."""
         self._active.setdefault(digest, Bag())[name] += 1
+        self.named(digest, name)
 
     def release(self, digest: str, name: str) -> None:
         """The counterpart of `hold`."""
@@ -135,6 +154,17 @@ class Metrics:
             del names[name]
         if not names:
             self._active.pop(digest, None)
+
+    def named(self, digest: str, name: str) -> None:
+        """An adapter that was asked or is wanted, so that it can be shown by name while it is in memory."""
+        self._names[digest] = name
+        self._names.move_to_end(digest)
+        if len(self._names) > _NAMES:
+            self._names.popitem(last=False)
+
+    def name(self, digest: str) -> str:
+        """The last name of an adapter, or the beginning of its digest."""
+        return self._names.get(digest, digest[:12])
 
     def active_names(self, digests: Iterable[str]) -> list[str]:
         """The names by which requests in flight asked for these digests."""
@@ -148,6 +178,10 @@ class RequestTimer:
         self._metrics, self._adapter = metrics, adapter
         self._started = time.perf_counter()
         self._last: list[float | None] = [None] * len(requests)
+        self._prompts = [len(request.prompt) for request in requests]
+        tenant = metrics.tenant_label(requests[0].tenant if requests else "")
+        self._prompt_tokens = metrics.tenant_prompts.labels(tenant)
+        self._new_tokens = metrics.tenant_tokens.labels(tenant)
         self.outcome = "aborted"
         self._closed = False
 
@@ -155,7 +189,9 @@ class RequestTimer:
         """One output of sequence `index` has come."""
         now, last = time.perf_counter(), self._last[index]
         if output.token_ids:
+            self._new_tokens.inc(len(output.token_ids))
             if last is None:
+                self._prompt_tokens.inc(self._prompts[index])
                 self._metrics.first_token.observe(now - self._started)
                 self._metrics.first_token_of(self._adapter)
             else:
@@ -167,6 +203,7 @@ class RequestTimer:
     def pooled(self, task: PoolingTask) -> None:
         """All inputs have their vectors."""
         self.outcome = "success"
+        self._prompt_tokens.inc(sum(self._prompts))
         self._metrics.whole.observe(time.perf_counter() - self._started)
         self._metrics.pooled.labels(task).inc(len(self._last))
 
@@ -175,102 +212,3 @@ class RequestTimer:
         if not self._closed:
             self._metrics.count(self._adapter, self.outcome)
         self._closed = True
-
-
-class StatsCollector(Collector):
-    """The engine's numbers, read when someone asks."""
-
-    def __init__(
-        self,
-        stats: Callable[[], EngineStats],
-        model: str,
-        max_running: int,
-        names: Callable[[Iterable[str]], list[str]],
-    ) -> None:
-        self._stats, self._model, self._max_running, self._names = stats, model, max_running, names
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing to describe beforehand; without this, registering would already read the engine."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """Both families of names, from one snapshot."""
-        stats = self._stats()
-        yield from engine_metrics(stats)
-        yield from gateway_metrics(
-            stats,
-            self._model,
-            self._max_running,
-            self._names(stats.adapters_running),
-            self._names(stats.adapters_waiting),
-        )
-
-
-def engine_metrics(stats: EngineStats) -> Iterator[Metric]:
-    """`multilora_*`."""
-    gauges: dict[str, tuple[str, float]] = {
-        "requests_running": ("Sequences that run", stats.running),
-        "requests_waiting": ("Sequences that wait", stats.waiting),
-        "kv_blocks_used": ("KV blocks held by live sequences", stats.kv_blocks_used),
-        "kv_blocks": ("KV blocks in all", stats.kv_blocks_total),
-        "merged_bytes": ("Memory of the automatically merged copy", stats.merge.nbytes),
-        "adapter_budget_bytes": ("Memory that adapters may take", stats.adapter_budget_bytes),
-        "engine_healthy": ("1 while the engine runs", int(stats.healthy)),
-    }
-    counters: dict[str, tuple[str, float]] = {
-        "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache", stats.prefix_queries),
-        "prefix_cache_hits": ("Prompt tokens found in the prefix cache", stats.prefix_hits),
-        "preemptions": ("Sequences set back for want of KV", stats.preemptions),
-        "prompt_tokens": ("Prompt tokens computed", stats.prompt_tokens),
-        "generation_tokens": ("Tokens generated", stats.generated_tokens),
-        "steps": ("Forward passes", stats.steps),
-        "step_seconds": ("Time spent in steps", stats.step_seconds),
-        "adapter_loads": ("Adapters loaded into memory", stats.adapter_loads),
-        "adapter_evictions": ("Adapters put out of memory", stats.adapter_evictions),
-        "merge_builds": ("Merged copies built automatically", stats.merge.builds),
-        "merge_build_seconds": ("Time from the begin to the end of these builds", stats.merge.seconds),
-        "adapter_load_seconds": ("Time spent loading adapters", stats.adapter_load_seconds),
-    }
-    for name, (text, value) in gauges.items():
-        yield GaugeMetricFamily(f"multilora_{name}", text, value=value)
-    for name, (text, value) in counters.items():
-        yield CounterMetricFamily(f"multilora_{name}", text, value=value)
-    parts = CounterMetricFamily(
-        "multilora_step_part_seconds", "Time spent in the parts of steps", labels=["part"]
-    )
-    for part, seconds in stats.step_parts.items():
-        parts.add_metric([part], seconds)
-    yield parts
-    merged = GaugeMetricFamily("multilora_merged_adapter", "1 for the adapter merged now", labels=["digest"])
-    if stats.merge.digest is not None:
-        merged.add_metric([stats.merge.digest[:12]], 1)
-    yield merged
-    tiers = {
-        "adapters_resident": ("Adapters in memory", stats.adapters_device, stats.adapters_host),
-        "adapter_bytes": ("Memory of adapters", stats.adapter_bytes_device, stats.adapter_bytes_host),
-    }
-    for name, (text, device, host) in tiers.items():
-        family = GaugeMetricFamily(f"multilora_{name}", text, labels=["tier"])
-        family.add_metric(["device"], device)
-        family.add_metric(["host"], host)
-        yield family
-
-
-def gateway_metrics(
-    stats: EngineStats, model: str, max_running: int, running: list[str], waiting: list[str]
-) -> Iterator[Metric]:
-    """vLLM's names, which inference gateways route by."""
-    usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
-    for name, text, value in (
-        ("num_requests_running", "Sequences that run", stats.running),
-        ("num_requests_waiting", "Sequences that wait", stats.waiting),
-        ("kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1", usage),
-    ):
-        family = GaugeMetricFamily(f"vllm:{name}", text, labels=["model_name", "engine"])
-        family.add_metric([model, "0"], value)
-        yield family
-    labels = ["max_lora", "waiting_lora_adapters", "running_lora_adapters"]
-    info = GaugeMetricFamily("vllm:lora_requests_info", "Adapters in use, at this time", labels=labels)
-    # Every running sequence may have an adapter of its own, so that is how many there can be at once.
-    info.add_metric([str(max_running), ",".join(waiting), ",".join(running)], time.time())
-    yield info

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from adapters.tier import LoadedAdapter
 from server.cli.serve import choices
 from server.engine.stats import EngineStats, MergeStats
 from server.metrics import Metrics
@@ -43,6 +44,9 @@ def metrics_table() -> str:
     """Each metric of `/metrics` as Prometheus names it: kind, labels, meaning."""
     metrics = Metrics(_nothing_yet, "base", 1)
     metrics.count("base", "success")
+    metrics.tenant_label("default")
+    metrics.tenant_prompts.labels("default")
+    metrics.tenant_tokens.labels("default")
     metrics.uploads.labels("created")
     metrics.refused_keys.labels("missing")
     metrics.pooled.labels("embed")
@@ -82,6 +86,7 @@ def _nothing_yet() -> EngineStats:
         adapter_load_seconds=0.0,
         merge=MergeStats("digest"),
         healthy=True,
+        adapters_loaded=(LoadedAdapter("digest", "device", 8, True),),
     )
 
 

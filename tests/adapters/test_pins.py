@@ -46,6 +46,16 @@ def test_the_first_that_is_missing_comes_first(clock: Clock) -> None:
     assert _next(pins, "c") == "d"
 
 
+def test_pinning_the_same_again_changes_nothing(clock: Clock) -> None:
+    """Whatever changes in the registry, its pins are set again."""
+    pins = _pins(clock, "ab")
+    pins.made_room("a")
+    pins.set("ab")
+    assert _next(pins, "b") is None
+    pins.set("abc")
+    assert _next(pins, "b") == "c"
+
+
 def test_without_pins_nothing_is_due(clock: Clock) -> None:
     assert not _pins(clock, "").due()
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine.request import GenerationOutput, GenerationRequest, PoolingRequest, SamplingParams
-from server.engine.stats import EngineStats
+from server.engine.stats import EngineStats, TenantStats
 from server.metrics import OTHER, Metrics, RequestTimer
 from tests.server.api.fakes import STATS
 
@@ -30,53 +29,39 @@ def make(stats: EngineStats = STATS, max_labels: int = 512) -> Metrics:
     return Metrics(lambda: stats, "tiny", 64, max_labels)
 
 
-def test_the_engines_numbers() -> None:
-    samples = parse(make())
-
-    expected = {
-        "multilora_requests_running": 2,
-        "multilora_requests_waiting": 1,
-        "multilora_kv_blocks_used": 5,
-        "multilora_kv_blocks": 20,
-        "multilora_prefix_cache_queries_total": 100,
-        "multilora_prefix_cache_hits_total": 40,
-        "multilora_preemptions_total": 3,
-        "multilora_prompt_tokens_total": 60,
-        "multilora_generation_tokens_total": 70,
-        "multilora_steps_total": 11,
-        "multilora_step_seconds_total": 1.5,
-        "multilora_adapter_loads_total": 6,
-        "multilora_adapter_evictions_total": 1,
-        "multilora_adapter_load_seconds_total": 0.5,
-        "multilora_merged_bytes": 4000,
-        "multilora_merge_builds_total": 2,
-        "multilora_merge_build_seconds_total": 0.75,
-        "multilora_adapter_budget_bytes": 5000,
-        "multilora_engine_healthy": 1,
-    }
-    assert {name: samples[name,] for name in expected} == expected
-    assert samples["multilora_merged_adapter", "abcdefabcdef"] == 1
-    parts = {part: samples["multilora_step_part_seconds_total", part] for part in STATS.step_parts}
-    assert parts == {"schedule": 0.125, "forward": 1.25, "sample": 0.125, "deliver": 0.25}
-    assert samples["multilora_adapters_resident", "device"] == 2
-    assert samples["multilora_adapters_resident", "host"] == 4
-    assert samples["multilora_adapter_bytes", "device"] == 1000
-    assert samples["multilora_adapter_bytes", "host"] == 3000
+def test_names_of_adapters_are_not_remembered_without_end() -> None:
+    metrics = make()
+    for index in range(5000):
+        metrics.named(f"{index:064}", "a")
+    assert metrics.name(f"{4999:064}") == "a"
+    assert metrics.name("f" * 64) == "f" * 12
+    assert len(metrics._names) <= 4096
 
 
-def test_vllms_names_for_gateways() -> None:
-    metrics = make(replace(STATS, adapters_running=("d1", "d2"), adapters_waiting=("d3", "unseen")))
-    for digest, name in (("d1", "shop"), ("d2", "law"), ("d3", "sql"), ("d4", "idle")):
-        metrics.hold(digest, name)
+def test_each_tenants_sequences_and_tokens() -> None:
+    stats = replace(
+        STATS, tenants={"acme": TenantStats(3, 2), "": TenantStats(1, 0), "late": TenantStats(4, 5)}
+    )
+    metrics = make(stats, max_labels=3)
+    for tenant, prompt in (("acme", (1, 2, 3)), ("gone", (1,)), ("acme", (4,))):
+        request = GenerationRequest("r", prompt, SamplingParams(), tenant=tenant)
+        timer = RequestTimer(metrics, "a@1", [request, request])
+        timer.record(0, GenerationOutput("r", token_ids=(1,)))
+        timer.record(0, GenerationOutput("r", token_ids=(1, 2)))
+    RequestTimer(metrics, "a@1", [PoolingRequest("p", (1, 2), "embed", tenant="acme")]).pooled("embed")
     samples = parse(metrics)
 
-    assert samples["vllm:num_requests_running", "0", "tiny"] == 2
-    assert samples["vllm:num_requests_waiting", "0", "tiny"] == 1
-    assert samples["vllm:kv_cache_usage_perc", "0", "tiny"] == 0.25
-    assert samples["vllm:lora_requests_info", "64", "law,shop", "sql"] == pytest.approx(time.time(), abs=5)
-    assert len([key for key in samples if key[0] == "vllm:lora_requests_info"]) == 1
-    for label in ("max_lora", "waiting_lora_adapters", "running_lora_adapters"):
-        assert f'{label}="' in metrics.render().decode()
+    assert samples["multilora_tenant_prompt_tokens_total", "acme"] == 6
+    assert samples["multilora_tenant_generation_tokens_total", "acme"] == 6
+    assert samples["multilora_tenant_generation_tokens_total", "gone"] == 3
+    gauges = {
+        tenant: (
+            samples["multilora_tenant_requests_running", tenant],
+            samples["multilora_tenant_requests_waiting", tenant],
+        )
+        for tenant in ("acme", "gone", "default", OTHER)
+    }
+    assert gauges == {"acme": (3, 2), "gone": (0, 0), "default": (1, 0), OTHER: (4, 5)}
 
 
 def test_names_are_known_as_long_as_requests_hold_them() -> None:
