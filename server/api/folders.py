@@ -54,7 +54,14 @@ async def publish_from(
 
 
 async def delete_name(context: ServerContext, caller: Caller, name: str) -> None:
-    """Delete every version of a name, aliases or not: that is what peers' clients mean by unloading."""
+    """Delete every version of a name, aliases or not: that is what peers' clients mean by unloading.
+
+    A reference to one version, or to what an alias means, is no name here.
+    """
+    if "@" in name:
+        raise not_found(
+            f"The lora adapter '{name}' cannot be found: give a name, which unloads all versions."
+        )
     try:
         await run_in_threadpool(lambda: context.registry.delete(name, caller=caller, force=True))
     except AdapterNotFound:

@@ -92,6 +92,7 @@ def test_a_name_in_use_needs_load_inplace(client: TestClient, registry: FakeRegi
         (UNLOAD, {}, 400, INVALID),
         (UNLOAD, {"lora_name": "nobody"}, 404, "NotFoundError"),
         (UNLOAD, {"lora_name": "../x"}, 404, "NotFoundError"),
+        (UNLOAD, {"lora_name": "sql@1"}, 404, "NotFoundError"),
     ],
 )
 def test_errors(
@@ -154,6 +155,9 @@ def test_what_lies_outside_is_not_even_looked_at(
 def test_unloading_takes_aliases_along(client: TestClient, registry: FakeRegistry, allowed: Path) -> None:
     load(client, "sql")
     registry.set_alias("sql", "prod", [Target(1)])
+    for part in ("sql@1", "sql@prod", "sql@default"):
+        assert client.post(UNLOAD, json={"lora_name": part}).status_code == 404
+    assert registry.resolve("sql@prod").ref == "sql@1"
     assert client.post(UNLOAD, json={"lora_name": "sql"}).status_code == 200
     assert not registry.live
 
