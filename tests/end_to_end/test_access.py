@@ -1,4 +1,4 @@
-"""Where a real server starts without keys, what the first key changes, and the admin key of the environment."""
+"""Where a real server starts without keys, what the first key changes, and the environment's admin key."""
 
 from __future__ import annotations
 
