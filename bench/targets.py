@@ -182,6 +182,19 @@ def targets() -> list[Target]:
         unit=" ms",
     )
     add("upload to first token", "hot-swap", _figure("upload", "first_token"), {}, unit=" s")
+    add(
+        "worst gap between tokens of others while versions are published",
+        "hot-swap",
+        _figure("while publishing", "worst", 1000),
+        {},
+        unit=" ms",
+    )
+    add(
+        "the same against their worst gap while nothing is published",
+        "hot-swap",
+        lambda cases: ratios(cases, "while publishing", "quiet", "worst"),
+        {},
+    )
     add("start to ready, base", "startup", _figure("base", "ready"), {}, unit=" s")
     add("start to ready, 8 adapters", "startup", _figure("8 adapters", "ready"), {}, unit=" s")
     return rows + _gpu_targets()

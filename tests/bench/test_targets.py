@@ -71,3 +71,11 @@ def test_what_must_stay_below_its_bound() -> None:
 def test_a_figure_without_a_bound_is_only_reported() -> None:
     assert find("start to ready, base").reached([3.0]) is None
     assert find("8 adapters against base, 8 clients", "135m").reached([0.1]) is None
+
+
+def test_the_gap_of_others_is_set_against_their_own_before_anything_is_published() -> None:
+    cases = {"quiet": runs(0.2, figure="worst"), "while publishing": runs(0.3, figure="worst")}
+    reports = {("hot-swap", "0.5b"): report(**cases)}
+
+    assert find("worst gap between tokens of others").figures(reports) == pytest.approx([300])
+    assert find("the same against their worst gap").figures(reports) == pytest.approx([1.5])
