@@ -150,7 +150,14 @@ def test_every_check_of_an_adapter_is_in_the_docs() -> None:
 def test_files_that_pages_name_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     rooms = ("checkpoint", "batch", "registry", "blobs")
-    folders = ("", "server/api/", "server/engine/", "server/", *(f"adapters/{room}/" for room in rooms))
+    folders = (
+        "",
+        "server/api/",
+        "server/engine/",
+        "server/",
+        "adapters/",
+        *(f"adapters/{room}/" for room in rooms),
+    )
     for path in re.findall(r"`([a-z_/]+\.(?:py|md|yml))`", text):
         assert any((ROOT / folder / path).is_file() for folder in folders), path
 
