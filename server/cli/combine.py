@@ -80,12 +80,12 @@ def _folder(place: str, data_dir: Path | None) -> Path:
 
 
 def _published(ref: str, data_dir: Path) -> Path | None:
-    """The files of `name` (its newest version) or `name@3`; a server may run on them meanwhile."""
+    """The files of `name` (its newest version), `name@3` or `tenant/...`; a server may run meanwhile."""
     from adapters.registry.catalog import Catalog
 
     catalog = Catalog(data_dir / "registry.sqlite3")
     try:
-        found = [version for version in catalog.live() if ref in (version.name, version.ref)]
+        found = [version for version in catalog.live() if ref in (version.full_name, version.ref)]
     finally:
         catalog.close()
     return data_dir / "adapters" / found[-1].digest if found else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from adapters.errors import AdapterConflict, AdapterError, QuotaExceeded, RegistryUnavailable, TenantNotFound
 from adapters.registry.database import Database, sqlite_url
+from adapters.registry.identity import SQLITE_FILE, DataDir
 from adapters.registry.keys import Keys
 from adapters.registry.names import DEFAULT_TENANT
 from adapters.registry.records import Caller
@@ -78,16 +78,15 @@ def _opened(data_dir: Path | None, database_url: str | None) -> Iterator[Databas
             database.close()
         return
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with (data_dir / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            database = Database(sqlite_url(data_dir / "registry.sqlite3"))
-            try:
-                yield database
-            finally:
-                database.close()
-    except BlockingIOError:
-        message = f"a server runs on {data_dir}: stop it, or have it make the key (without --data-dir)"
-        raise Failed(message, Exit.CONFLICT) from None
+        place = DataDir(data_dir)
     except OSError as error:
         raise Failed(f"{error.filename or data_dir}: {error.strerror}") from None
+    try:
+        database = Database(sqlite_url(data_dir / SQLITE_FILE))
+        try:
+            place.bind(database.identity, is_inside=True)
+            yield database
+        finally:
+            database.close()
+    finally:
+        place.close()

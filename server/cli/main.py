@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from importlib import import_module
 
 from server.cli.exits import MEANINGS, Exit, Failed
+from server.cli.text import clean
 
 VERBS = {
     "serve": ("serve", "serve a base model and its adapters over HTTP"),
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except Failed as error:
-        print(f"multilora: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"multilora: {clean(' '.join(str(error).split()))}", file=sys.stderr)
         return error.code
     except BrokenPipeError:
         # Python flushes stdout once more at its end, and would complain.
