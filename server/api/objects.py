@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from adapters.registry.lineage import lineage_object, quantization_warning
+from adapters.registry.lineage import quantization_warning
 from adapters.registry.names import full_name, parse_ref
-from adapters.registry.records import LIVE, AdapterVersion, Alias, Caller
+from adapters.registry.records import LIVE, AdapterVersion, Alias, Caller, Lineage
 from server.api.context import ServerContext
 
 Object = dict[str, object]
@@ -68,6 +68,17 @@ def version_object(context: ServerContext, version: AdapterVersion, aliases: Ite
         "trained_on_quantization": version.trained_on_quantization,
         "proof": asdict(version.proof),
         "warnings": [] if warning is None else [warning],
+    }
+
+
+def lineage_object(lineage: Lineage) -> Object:
+    """Every field, whether anything was said of it or not."""
+    return {
+        "parent": lineage.parent,
+        "parent_digest": lineage.parent_digest,
+        "job": lineage.job,
+        "data": [asdict(file) for file in lineage.data],
+        "scores": dict(lineage.scores),
     }
 
 
