@@ -48,6 +48,12 @@ class Keeper:
         finally:
             self.release(digest)
 
+    @contextmanager
+    def nobody_stores(self) -> Iterator[None]:
+        """Nobody begins to store a blob within the block."""
+        with self._removing:
+            yield
+
     def clear(self, candidates: set[str]) -> None:
         """Remove those of them that nothing needs."""
         with self._removing:

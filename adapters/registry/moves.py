@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from adapters.errors import AdapterConflict, AdapterNotFound
+from adapters.errors import AdapterConflict, AdapterNotFound, InvalidAlias
 from adapters.registry.aliases import Aliases, with_canary
 from adapters.registry.database import Database
 from adapters.registry.names import DEFAULT_ALIAS, full_name
@@ -35,6 +35,8 @@ class Moves:
         caller: Caller,
     ) -> Alias:
         adapter = self._snapshot.owned_adapter(name, caller)
+        if not targets:
+            raise InvalidAlias(f"alias {alias[:63]!r} has no targets; remove it instead")
         with self._database.write() as write:
             changed = self._aliases.put(
                 write, adapter, alias, tuple(targets), caller, shadow=shadow, expected=expected

@@ -23,9 +23,9 @@ from adapters.checkpoint.labels import LABELS_FILE
 from adapters.errors import AdapterError, AdapterNotFound, ProofUnavailable, RegistryUnavailable
 from adapters.registry.database import Database
 from adapters.registry.keeping import Keeper
-from adapters.registry.publisher import Publisher, Upload, clean
-from adapters.registry.records import AdapterVersion, Caller, State
-from adapters.registry.rows import find_version, put_version
+from adapters.registry.publisher import Publisher, Upload, clean, tells_more
+from adapters.registry.records import LIVE, AdapterVersion, Caller, State
+from adapters.registry.rows import find_version, put_version, versions_of
 from adapters.registry.sync import Sync
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,9 @@ class Pending:
             asked = self._publisher.new(upload, adapter, time.time(), size)
             asked = replace(asked, state="uploaded", replica=self._replica)
             with self._database.write() as write:
+                live = versions_of(write.connection, adapter, asked.base_digest)
+                if live and live[-1].digest == upload.digest and not tells_more(asked, live[-1]):
+                    return live[-1]
                 version = self._publisher.number(write, asked)
                 put_version(write, version, is_new=True)
                 said: dict[str, object] = {"size": version.size, "source": version.source}
@@ -76,6 +79,8 @@ class Pending:
             AdapterNotFound: it was deleted meanwhile.
             RegistryUnavailable: the database or the store is away; finish it again later.
         """
+        if version.state in LIVE:
+            return version  # its content was there already
         folder = self._place(version)
         if not (folder / JOB_FILE).is_file():
             return self._refuse(version, LOST, Caller(version.tenant))
@@ -84,8 +89,11 @@ class Pending:
         self._set(version, "checking")
         try:
             done = self._check(version, folder, job, caller)
+        except AdapterNotFound:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         except AdapterError as error:
-            if isinstance(error, ProofUnavailable | RegistryUnavailable | AdapterNotFound):
+            if isinstance(error, ProofUnavailable | RegistryUnavailable):
                 raise
             done = self._refuse(version, str(error), caller)
         shutil.rmtree(folder, ignore_errors=True)

@@ -226,7 +226,7 @@ class Publisher:
         with self._database.write() as write:
             self.check_claim(write.connection, found.digest)
             live = versions_of(write.connection, adapter, self._base.digest)
-            if live and live[-1].digest == found.digest and not _tells_more(found, live[-1]):
+            if live and live[-1].digest == found.digest and not tells_more(found, live[-1]):
                 if upload.promote == "yes":
                     self._point(write, live[-1], live[:-1], "yes", caller)
                 return live[-1], False
@@ -284,9 +284,13 @@ class Publisher:
         targets = (Target(version.version),)
         if default is not None and default.targets == targets:
             return
-        newest = others[-1].version if others else None
+        newest = others[-1].version if others else 0
         follows = default is None or [target.version for target in default.targets] == [newest]
-        if default is None or promote == "yes" or (promote == "auto" and follows):
+        if (
+            default is None
+            or promote == "yes"
+            or (promote == "auto" and follows and newest < version.version)
+        ):
             shadow = default.shadow if default is not None and promote == "auto" else None
             self._aliases.put(write, adapter, DEFAULT_ALIAS, targets, caller, shadow=shadow, action="promote")
 
@@ -309,8 +313,13 @@ class Publisher:
         _within(quota, adapter[0], count, int(taken), size, rank)
 
     def ready(self, write: Write, version: AdapterVersion, promote: Promote, caller: Caller) -> None:
-        """An uploaded version is checked: it answers from now on."""
+        """An uploaded version is checked: it answers from now on.
+
+        Raises:
+            QuotaExceeded: now that its rank is known.
+        """
         adapter = version.tenant, version.name
+        _check_rank(quota_of(write.connection, version.tenant), version.tenant, version.rank)
         put_version(write, version, is_new=False)
         write.audit(caller, "publish", version.ref, None, published(version), version.tenant)
         live = versions_of(write.connection, adapter, self._base.digest)
@@ -343,13 +352,18 @@ def _within(quota: Quota, tenant: str, count: int, taken: int, size: int, rank: 
             f"tenant {tenant!r} has {taken} bytes of weights; with {size} more it is over its quota "
             f"max_bytes of {quota.max_bytes}"
         )
+    _check_rank(quota, tenant, rank)
+
+
+def _check_rank(quota: Quota, tenant: str, rank: int) -> None:
     if quota.max_rank is not None and rank > quota.max_rank:
         raise QuotaExceeded(
             f"the adapter has rank {rank}, and the quota max_rank of tenant {tenant!r} is {quota.max_rank}"
         )
 
 
-def _tells_more(version: AdapterVersion, known: AdapterVersion) -> bool:
+def tells_more(version: AdapterVersion, known: AdapterVersion) -> bool:
+    """Whether it says of the same content what was not known."""
     told = version.trained_on_quantization
     more = told is not None and told != known.trained_on_quantization
     return more or (version.lineage != _NO_LINEAGE and version.lineage != known.lineage)

@@ -198,6 +198,8 @@ class Registry:
     ) -> AdapterVersion:
         """Keep the files, and give them a number, in state `uploaded`; `finish` checks them.
 
+        Where `digest` says that the newest version has this content already, it is that version.
+
         Args and Raises: as `publish`, but that nothing is said yet of what is in the files.
         """
         upload = Upload(name, config, weights, source, labels, quantization, lineage, promote, digest)
@@ -206,9 +208,8 @@ class Registry:
     def finish(self, version: AdapterVersion) -> AdapterVersion:
         """Check what `begin` took; the version, now `ready`, or `refused` with the reason.
 
-        Raises:
-            AdapterNotFound: it was deleted meanwhile.
-            ProofUnavailable, RegistryUnavailable: not now; finish it again later.
+        Raises `AdapterNotFound` if it was deleted meanwhile; `ProofUnavailable` or `RegistryUnavailable` if
+        it is to be finished later.
         """
         return self._parts.pending.finish(version)
 
@@ -321,7 +322,7 @@ class Registry:
         expected: int | None = None,
         caller: Caller = LOCAL,
     ) -> Alias:
-        """Give `percent` of an alias's requests to a version; what it meant before shares the rest."""
+        """Give a version `percent` of an alias's requests; what it meant before shares the rest."""
         return self._parts.moves.canary(ref, percent, alias, expected, caller)
 
     def deprecate(self, ref: str, reason: str | None, *, caller: Caller = LOCAL) -> AdapterVersion:
@@ -347,7 +348,7 @@ class Registry:
         return self._parts.life.delete(ref, caller, force)
 
     def share(self, name: str, tenant: str, *, caller: Caller = LOCAL) -> None:
-        """Let another tenant use an adapter; `*`: every tenant."""
+        """Let another tenant use an adapter, or with `*` every tenant."""
         self._parts.life.share(name, tenant, caller, True)
 
     def unshare(self, name: str, tenant: str, *, caller: Caller = LOCAL) -> None:

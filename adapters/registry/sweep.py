@@ -48,13 +48,13 @@ def sweep(database: Database, blobs: Blobs, snapshot: Snapshot, keeper: Keeper, 
                 missing.append(digest)
             quarantined.append(digest)
     candidates = set(blobs.settled()) - snapshot.needed()
-    removed = [digest for digest in sorted(candidates) if _remove(database, blobs, snapshot, digest)]
+    removed = [digest for digest in sorted(candidates) if _remove(database, blobs, snapshot, keeper, digest)]
     return SweepReport(checked, tuple(quarantined), tuple(missing), tuple(removed))
 
 
-def _remove(database: Database, blobs: Blobs, snapshot: Snapshot, digest: str) -> bool:
+def _remove(database: Database, blobs: Blobs, snapshot: Snapshot, keeper: Keeper, digest: str) -> bool:
     """Remove a blob everywhere, unless it is needed, or was until shortly ago."""
-    with database.write() as write:
+    with keeper.nobody_stores(), database.write() as write:
         recently = write.now - GRACE_SECONDS
         columns = VERSIONS.c
         needed = select(columns.version).where(

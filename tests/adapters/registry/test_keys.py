@@ -47,7 +47,7 @@ def here(url: str) -> Iterator[Replica]:
 
 
 def test_a_key_opens_with_its_secret_and_nothing_else(here: Replica) -> None:
-    assert not here.keys.any
+    assert here.keys.any is False
     key, secret = here.keys.create("acme", "web shop", ("publish", "use", "use"))
     assert SECRET.fullmatch(secret)
     assert key.id == f"key-{secret[3:15]}"
