@@ -34,7 +34,7 @@ def ask(live: Live, model: str) -> httpx.Response:
 
 def _loaded(live: Live, name: str) -> bool:
     deadline = time.monotonic() + 10
-    while httpx.get(f"{live.url}/v1/adapters/{name}").json()["state"] != "device":
+    while httpx.get(f"{live.url}/v1/adapters/{name}").json()["tier"] != "device":
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
