@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from pydantic_core import to_json
+from starlette.responses import Response
 
 from adapters.errors import AdapterError
 from adapters.registry.names import DEFAULT_ALIAS, parse_ref
@@ -17,10 +19,10 @@ Card = dict[str, object]
 
 
 @router.get("/v1/models")
-async def list_models(context: Context, caller: CurrentCaller) -> Card:
+def list_models(context: Context, caller: CurrentCaller) -> Response:
     """The base, then each adapter that the caller may see, under its name and each further alias.
 
-    Its versions are at `/v1/adapters`.
+    Its versions are at `/v1/adapters`. In a thread: there may be a hundred thousand of them.
     """
     cards = [base_card(context)]
     for name, live in _by_name(context, caller).items():
@@ -29,7 +31,7 @@ async def list_models(context: Context, caller: CurrentCaller) -> Card:
             if meant is not None:
                 model = name if alias.alias == DEFAULT_ALIAS else f"{name}@{alias.alias}"
                 cards.append(adapter_card(context, caller, model, meant))
-    return {"object": "list", "data": cards}
+    return Response(to_json({"object": "list", "data": cards}), media_type="application/json")
 
 
 @router.get("/v1/models/{model:path}")

@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 
 from fastapi import APIRouter, Request
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from adapters.errors import AdapterError
@@ -91,7 +92,7 @@ async def _answered(context: ServerContext, caller: Caller, work: Awaitable[None
         refusal = error
     except AdapterError as error:
         refusal = from_adapter_error(error)
-    names = adapter_names(context, caller)
+    names = await run_in_threadpool(adapter_names, context, caller)
     body = {
         "success": refusal is None,
         "error_message": None if refusal is None else refusal.line,
