@@ -51,6 +51,8 @@ class Engine(Protocol):
 
     def pin(self, digests: set[str]) -> None: ...
 
+    def set_weights(self, weights: Mapping[str, float]) -> None: ...
+
 
 class Tokenizer(Protocol):
     """The part of a transformers fast tokenizer that HTTP needs."""

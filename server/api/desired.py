@@ -24,9 +24,15 @@ def desired_loaded(context: ServerContext) -> Iterator[None]:
 def apply_desired(context: ServerContext) -> None:
     """Pin what is to be pinned, and load what is wanted for the first time since the start; returns at once.
 
-    What was preloaded and has been evicted since stays away until it is asked for.
+    What was preloaded and has been evicted since stays away until it is asked for. Tenants get the shares of
+    the batch that their quotas say.
     """
+    context.engine.set_weights(
+        {tenant.name: tenant.quota.weight for tenant in context.registry.tenants.list()}
+    )
     wanted = context.registry.wanted()
+    for version in wanted:
+        context.metrics.named(version.digest, version.full_name)
     context.engine.pin({version.digest for version in wanted if version.desired == "pinned"})
     digests = frozenset(version.digest for version in wanted)
     for digest in digests - context.applied:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapters.registry.records import Key, Quota, Scope
+from adapters.registry.records import Key, Quota, Scope, Tenant
 
 
 class FakeKeys:
@@ -32,3 +32,6 @@ class FakeTenants:
 
     def quota(self, name: str) -> Quota:
         return self.quotas.get(name, Quota())
+
+    def list(self) -> tuple[Tenant, ...]:
+        return tuple(Tenant(name, 0.0, quota) for name, quota in self.quotas.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -141,6 +141,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.states: dict[str, str] = {}
         self.prefetched: list[str] = []
+        self.weights: dict[str, float] = {}
         self.pinned: set[str] = set()
         self.pooled: Callable[[PoolingRequest], PoolingOutput] = pooled
         self.pooling: list[PoolingRequest] = []
@@ -196,6 +197,9 @@ class FakeEngine:
 
     def pin(self, digests: set[str]) -> None:
         self.pinned = digests
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        self.weights = dict(weights)
 
 
 def _no_files(digest: str) -> AdapterWeights:

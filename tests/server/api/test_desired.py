@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from adapters.registry.records import Quota
 from server.api.desired import apply_desired
 from tests.server.api.stand import Stand, eventually, standing
 
@@ -44,6 +45,18 @@ def test_after_the_end_nothing_is_followed(tmp_path: Path) -> None:
         asyncio.run(_ended(stand))
         registry.want("shop", "pinned")
         assert stand.engine.pinned == set()
+
+
+def test_weights_of_tenants_are_followed(stand: Stand) -> None:
+    assert stand.engine.weights == {"default": 1.0}
+    stand.registry.tenants.put("acme", Quota(weight=2.5))
+    eventually(lambda: stand.engine.weights == {"default": 1.0, "acme": 2.5})
+
+
+def test_what_is_pinned_has_its_name_in_the_metrics(stand: Stand) -> None:
+    digest = stand.publish("shop", 1)[0]["digest"]
+    stand.post("shop/pin")
+    eventually(lambda: stand.context.metrics.name(digest) == "shop")
 
 
 async def _ended(stand: Stand) -> None:
