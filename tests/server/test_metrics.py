@@ -150,3 +150,20 @@ def test_inputs_that_were_pooled() -> None:
     assert samples["multilora_pooled_inputs_total", "classify"] == 3
     assert samples["multilora_requests_total", "mood@1", "success"] == 1
     assert samples["multilora_request_duration_seconds_count",] == 1
+
+
+def test_shadow_copies_and_what_they_said() -> None:
+    metrics = make(max_labels=1)
+    for adapter in ("a@1", "b@1"):
+        metrics.shadow(adapter, "success")
+        metrics.shadow(adapter, "skipped")
+        metrics.shadow_answer(adapter, same=True)
+        metrics.shadow_answer(adapter, same=False)
+    samples = parse(metrics)
+
+    for adapter in ("a@1", OTHER):
+        assert samples["multilora_shadow_requests_total", adapter, "success"] == 1
+        assert samples["multilora_shadow_requests_total", adapter, "skipped"] == 1
+        assert samples["multilora_shadow_agreement_total", adapter, "same"] == 1
+        assert samples["multilora_shadow_agreement_total", adapter, "different"] == 1
+    assert not [name for name in samples if "b@1" in name]
