@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from adapters.checkpoint.config_fields import APPLIED, NO_EFFECT, REFUSED
 from server.api import sagemaker, sglang
+from server.api.aliases import AliasRequest
 from server.api.app import create_app
 from server.api.body import parse_json
 from server.api.chat_schema import ChatRequest
@@ -21,6 +22,9 @@ from server.api.classify import ClassifyRequest
 from server.api.completion_schema import CompletionRequest
 from server.api.embeddings import EmbeddingRequest
 from server.api.errors import APIError
+from server.api.keys import KeyRequest
+from server.api.lifecycle import CanaryRequest, DeprecateRequest
+from server.api.tenants import TenantRequest
 from server.api.vllm import LoadRequest, UnloadRequest
 from server.cli.main import build_parser
 from server.cli.reference import TABLES, fill
@@ -39,6 +43,11 @@ BODIES: dict[str, type[BaseModel]] = {
     "/load_lora_adapter": sglang.LoadRequest,
     "/unload_lora_adapter": sglang.UnloadRequest,
     "/adapters": sagemaker.RegisterRequest,
+    "/v1/keys": KeyRequest,
+    "/v1/tenants/acme": TenantRequest,
+    "/v1/adapters/shop/aliases/prod": AliasRequest,
+    "/v1/adapters/shop@4/canary": CanaryRequest,
+    "/v1/adapters/shop@1/deprecate": DeprecateRequest,
 }
 OPERATIONS = ROOT / "docs" / "operations.md"
 ADAPTERS = ROOT / "docs" / "adapters.md"

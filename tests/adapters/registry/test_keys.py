@@ -46,8 +46,12 @@ def here(url: str) -> Iterator[Replica]:
         yield running
 
 
+def test_at_first_there_are_none(here: Replica) -> None:
+    assert not here.keys.any
+    assert here.keys.list() == ()
+
+
 def test_a_key_opens_with_its_secret_and_nothing_else(here: Replica) -> None:
-    assert here.keys.any is False
     key, secret = here.keys.create("acme", "web shop", ("publish", "use", "use"))
     assert SECRET.fullmatch(secret)
     assert key.id == f"key-{secret[3:15]}"

@@ -143,11 +143,13 @@ def test_the_state_is_what_openais_headers_tell() -> None:
     world.now += 0.05
     state = world.budgets.tokens("acme")
     assert state is not None
-    assert (state.limit, state.remaining, state.reset) == (600, 450, pytest.approx(14.95))
+    assert (state.limit, state.remaining) == (600, 450)
+    assert state.reset == pytest.approx(14.95)
     world.admit(tokens=1000)
     state = world.budgets.tokens("acme")
     assert state is not None
-    assert (state.remaining, state.reset) == (0, pytest.approx(114.95))
+    assert state.remaining == 0
+    assert state.reset == pytest.approx(114.95)
 
 
 def test_a_quota_that_changes_counts_from_then_on() -> None:

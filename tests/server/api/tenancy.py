@@ -57,7 +57,7 @@ class Client(httpx.Client):
 
 
 @contextmanager
-def serving(folder: Path, **settings: object) -> Iterator[Server]:
+def serving(folder: Path, **settings: Any) -> Iterator[Server]:
     """The application on a free port, with its data in `folder`."""
     context = make_context(folder / "data", **settings)
     with Registry(folder / "data", BASE, AdapterLimits()) as registry, socket.socket() as sock:

@@ -43,7 +43,7 @@ def clock(context: ServerContext) -> Clock:
 
 def limit(context: ServerContext, **quota: int) -> None:
     """A quota for the one tenant of a server without keys."""
-    cast(FakeTenants, context.registry.tenants).quotas["default"] = Quota(**quota)  # type: ignore[arg-type]
+    cast(FakeTenants, context.registry.tenants).quotas["default"] = Quota(**quota)
 
 
 def spent(context: ServerContext) -> int:
