@@ -29,10 +29,19 @@ def server() -> str:
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    _read_service_models_once()
     moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
     return f"http://{host}:{port}"
+
+
+def _read_service_models_once() -> None:
+    """Every new client of botocore parses megabytes of JSON, a fifth of a second each."""
+    from botocore.loaders import JSONFileLoader  # type: ignore[import-untyped]
+
+    read = cache(JSONFileLoader().load_file)
+    JSONFileLoader.load_file = lambda self, path: read(path)
 
 
 def set_environment(patch: pytest.MonkeyPatch, endpoint: str) -> None:
