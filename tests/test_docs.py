@@ -27,7 +27,8 @@ from server.api.lifecycle import CanaryRequest, DeprecateRequest
 from server.api.tenants import TenantRequest
 from server.api.vllm import LoadRequest, UnloadRequest
 from server.cli.main import build_parser
-from server.cli.reference import TABLES, fill
+from server.cli.reference import PAGES as COMMAND_PAGES
+from server.cli.reference import TABLES, commands_help, fill
 from server.settings import Settings, flags
 from tests.pages import PAGES, ROOT, Curl, blocks, commands, curls, links, name
 from tests.server.api.fakes import make_context
@@ -65,6 +66,12 @@ def test_generated_tables_are_not_stale() -> None:
     assert fill(text) == text, "run: python -m server.cli.reference docs/operations.md"
 
 
+@pytest.mark.parametrize("page", COMMAND_PAGES)
+def test_generated_help_is_not_stale(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    assert fill(text, COMMAND_PAGES[page]) == text, f"run: python -m server.cli.reference docs/{page}"
+
+
 def test_every_setting_is_in_the_operators_guide() -> None:
     text = OPERATIONS.read_text()
     for setting in Settings.model_fields:
@@ -80,7 +87,7 @@ def test_a_page_without_markers_is_an_error() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_flags_that_pages_name_exist(page: Path) -> None:
-    known = set(re.findall(r"--[a-z-]+", _help("serve") + _help("merge") + _help("combine")))
+    known = set(re.findall(r"--[a-z-]+", _help("serve") + commands_help()))
     for flag in re.findall(r"`multilora [^`]*`", page.read_text()):
         assert set(re.findall(r"--[a-z-]+", flag)) <= known, flag
     for words in commands(page.read_text()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from adapters.errors import AdapterNotFound
 from adapters.registry.lineage import quantization_warning
 from adapters.registry.names import full_name, parse_ref
 from adapters.registry.records import LIVE, AdapterVersion, Alias, Caller, Lineage
@@ -28,7 +29,10 @@ def aliases_of(context: ServerContext, caller: Caller, version: AdapterVersion) 
     """All aliases of the adapter that `version` belongs to; a tombstone may be the last of its name."""
     if version.state not in LIVE:
         return ()
-    return tuple(context.registry.aliases(f"{version.tenant}/{version.name}", caller))
+    try:
+        return tuple(context.registry.aliases(f"{version.tenant}/{version.name}", caller))
+    except AdapterNotFound:  # not shared any more, since a moment ago
+        return ()
 
 
 def version_object(context: ServerContext, version: AdapterVersion, aliases: Iterable[Alias]) -> Object:

@@ -17,8 +17,11 @@ router = APIRouter()
 
 
 @router.get("/v1/status")
-async def get_status(context: Context, caller: CurrentCaller) -> Object:
-    """The server's load and memory; of adapters in memory those that the caller may see, by name."""
+def get_status(context: Context, caller: CurrentCaller) -> Object:
+    """The server's load and memory; of adapters in memory those that the caller may see, by name.
+
+    In a thread: there may be a hundred thousand versions to look through.
+    """
     stats = context.engine.stats()
     tiers = {adapter.digest: adapter.tier for adapter in stats.adapters_loaded}
     shown = [
