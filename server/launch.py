@@ -33,7 +33,7 @@ from adapters.registry.registry import Registry
 from adapters.residency import Residency
 from adapters.weights import base_weights
 from server.access.principal import Access
-from server.access.start import Unprotected, check_start
+from server.access.start import Unprotected, check_early, check_start
 from server.api.app import create_app
 from server.api.context import ServerContext
 from server.engine import loading
@@ -96,6 +96,7 @@ def load(settings: Settings, startup: Startup | None = None) -> Loaded:
         StartError: with the reason in one line.
     """
     try:
+        check_early(settings)
         return _load(settings, startup or Startup())
     except (UnsupportedModel, AdapterError, Unprotected) as error:
         raise StartError(str(error)) from error

@@ -25,6 +25,7 @@ ABOVE = {
         "server.proof",
         *HTTP,
     },
+    "server/access": {"server.api", "server.cli", "server.launch", "server.engine", "torch", *HTTP},
     "server/proof": {"server.api", "server.cli", "server.launch", "server.metrics", "server.settings", *HTTP},
     "server/api": {"server.cli", "server.launch", "server.engine.core", "server.engine.engine", "torch"},
 }

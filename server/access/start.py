@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
+from adapters.registry.identity import SQLITE_FILE
 from server.access.principal import Access
+from server.settings import Settings
 
 
 class Unprotected(Exception):
@@ -21,7 +23,22 @@ def check_start(access: Access, host: str) -> str | None:
         return None
     if is_loopback(host):
         return f"no API keys: whoever can connect to {host} may do everything (docs/tenants.md)"
-    raise Unprotected(
+    raise _unprotected(host)
+
+
+def check_early(settings: Settings) -> None:
+    """The same, before a base is loaded, where it is plain that there can't be any key.
+
+    Raises:
+        Unprotected: as `check_start`.
+    """
+    stored = settings.database_url is not None or (settings.data_dir / SQLITE_FILE).exists()
+    if settings.admin_key is None and not stored and not is_loopback(settings.host):
+        raise _unprotected(settings.host)
+
+
+def _unprotected(host: str) -> Unprotected:
+    return Unprotected(
         f"--host {host} can be reached by others and there are no API keys: make one with `multilora keys "
         "create --scope operator`, set MULTILORA_ADMIN_KEY, or listen on 127.0.0.1"
     )

@@ -25,7 +25,7 @@ from server.access.rules import RULES, find_rule, shape
         ("GET", "/health/", None),
         ("GET", "/v1/adapters/{ref:path}/promote", None),
         ("GET", "/docs", None),
-        ("GET", "/openapi.json", None),
+        ("GET", "/openapi.json", "use"),
     ],
 )
 def test_a_route_has_exactly_its_rule(method: str, template: str, rule: str | None) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import SecretStr
 
 from server.access.principal import Access
-from server.access.start import Unprotected, check_start, is_loopback
+from server.access.start import Unprotected, check_early, check_start, is_loopback
+from server.settings import Settings
 from tests.server.access.test_principal import Stored, key
 
 LOOPBACK = ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST"]
@@ -42,3 +45,13 @@ def test_where_others_may_reach_it_it_does_not_start(host: str) -> None:
 def test_with_keys_it_starts_anywhere(host: str) -> None:
     assert check_start(Access(Stored(), SecretStr("an-operator's-secret")), host) is None
     assert check_start(Access(Stored(secret=key("use"))), host) is None
+
+
+def test_what_can_have_no_key_is_refused_before_a_base_is_loaded(tmp_path: Path) -> None:
+    check_early(Settings(data_dir=tmp_path))
+    with pytest.raises(Unprotected, match="--host ::"):
+        check_early(Settings(data_dir=tmp_path, host="::"))
+    check_early(Settings(data_dir=tmp_path, host="::", admin_key=SecretStr("an-operator's-secret")))
+    check_early(Settings(data_dir=tmp_path, host="::", database_url="postgresql://somewhere/registry"))
+    (tmp_path / "registry.sqlite3").touch()
+    check_early(Settings(data_dir=tmp_path, host="::"))
