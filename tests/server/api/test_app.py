@@ -30,17 +30,22 @@ def test_every_field_is_in_the_docs() -> None:
         "GET /v1/models/{id}",
         "POST /v1/adapters",
         "GET /v1/adapters",
-        "GET /v1/adapters/{name}",
-        "DELETE /v1/adapters/{name}",
+        "GET /v1/adapters/{ref}",
+        "DELETE /v1/adapters/{ref}",
         "POST /v1/load_lora_adapter",
         "POST /v1/unload_lora_adapter",
+        "POST /load_lora_adapter",
+        "POST /unload_lora_adapter",
+        "POST /load_lora_adapter_from_tensors",
+        "POST /adapters",
+        "DELETE /adapters/{name}",
         "GET /health",
         "GET /metrics",
     ],
 )
 def test_every_route_is_there_and_in_the_docs(client: TestClient, route: str) -> None:
     method, path = route.split()
-    answer = client.request(method, path.format(id="x", name="x"))
+    answer = client.request(method, path.format(id="x", name="x", ref="x"))
 
     assert answer.status_code not in (405, 500)
     assert answer.status_code != 404 or answer.json()["error"]["code"] != "unknown_url"
