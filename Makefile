@@ -23,8 +23,11 @@ demo: $(READY)
 demo-stop: $(READY)
 	$(BIN)/python examples/demo.py --stop
 
+# A file's tests stay in one process and share what they make. Those marked `alone` measure time: they come last,
+# when nothing else runs.
 test: $(READY)
-	$(TEST_ENV) $(BIN)/python -m pytest -q
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m alone
 
 lint: $(READY)
 	$(BIN)/ruff check .

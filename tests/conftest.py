@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
 
+from adapters.batch.native.build import load_library
 from tests.gpu import DEVICE  # before all that imports triton
 from tests.kit import Families
 
 pytest_plugins = ["tests.postgres"]
+
+ROOT = Path(__file__).parents[1]
+LONGEST = (
+    "bench/test_main.py",
+    "end_to_end/test_process.py",
+    "promises/test_parity.py",
+    "promises/test_mutated_files.py",
+    "promises/test_openapi.py",
+    "promises/test_bounds_come_before_memory.py",
+    "test_demo.py",
+)
+"""Files that take longest: they go first, so that two processes that share all files end together."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the native code once, before there are processes that would each do it."""
+    if not hasattr(session.config, "workerinput"):
+        sources = [path for room in ("adapters", "server") for path in (ROOT / room).rglob("*.cpp")]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(load_library, sources))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True, scope="session")

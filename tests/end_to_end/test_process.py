@@ -106,6 +106,7 @@ def test_an_upload_that_never_ends_does_not_stop_it_from_stopping(tmp_path: Path
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.alone
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     process, url = start_server(
         ["--port", "0", "--data-dir", str(tmp_path / "data")], tmp_path / "log", environment=ENVIRONMENT
@@ -121,6 +122,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.alone
 def test_an_idle_server_ends_promptly(tmp_path: Path) -> None:
     process, url = start_server(
         ["--port", "0", "--data-dir", str(tmp_path / "data")], tmp_path / "log", environment=ENVIRONMENT
@@ -190,7 +192,6 @@ def test_merge_writes_a_plain_model_folder(tmp_path: Path) -> None:
 def test_what_can_not_be_served_is_one_clear_line(tmp_path: Path) -> None:
     make_model("llama").save_pretrained(tmp_path / "no-tokenizer")
     adapter = make_adapter(make_model("llama"), tmp_path / "adapter", 0)
-    data = ("--data-dir", str(tmp_path / "data"))
     cases = {
         ("--model", str(tmp_path / "nowhere")): "there is no such folder",
         ("--model", str(tmp_path / "no-tokenizer")): "tokenizer",
@@ -199,13 +200,21 @@ def test_what_can_not_be_served_is_one_clear_line(tmp_path: Path) -> None:
         ("--merge", "nobody"): "no adapter 'nobody'",
         ("--max-model-len", "1000000"): "at most",
     }
-    for arguments, says in cases.items():
-        done = multilora("serve", "--port", "0", *data, *arguments)
-        last = done.stderr.strip().splitlines()[-1]
-        assert done.returncode == 1, done.stderr
+    # All in one process: importing torch takes longer than what is tested.
+    serve = ("serve", "--port", "0", "--data-dir")
+    commands = [[*serve, str(tmp_path / str(place)), *case] for place, case in enumerate(cases)]
+    code = "import sys, server.cli.main as cli; [print('exit', cli.main(c), file=sys.stderr) for c in %r]"
+    done = subprocess.run(
+        [sys.executable, "-c", code % commands], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    *answers, rest = done.stderr.split("exit 1\n")
+    assert rest == ""
+    for said, says in zip(answers, cases.values(), strict=True):
+        last = said.strip().splitlines()[-1]
         assert last.startswith("multilora: ")
         assert says in last
-        assert "Traceback" not in done.stderr
 
 
 def test_a_wrong_setting_is_exit_code_2(tmp_path: Path) -> None:
