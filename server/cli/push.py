@@ -23,12 +23,14 @@ def add_push(parser: argparse.ArgumentParser) -> None:
     )
     promote = parser.add_mutually_exclusive_group()
     promote.add_argument(
-        "--promote", action="store_true", help="let the name mean this version whatever it meant before"
+        "--promote",
+        action="store_true",
+        help="let the name mean it, even if it does not mean the newest version now",
     )
     promote.add_argument(
         "--no-promote",
         action="store_true",
-        help="leave the name where it is (default: as long as it means the newest)",
+        help="leave the name where it is",
     )
     parser.add_argument(
         "--lineage",

@@ -1,18 +1,22 @@
-"""The tables of the operator's guide that come from the code.
+"""What of the operator's guide and of the page on the command line comes from the code.
 
-python -m server.cli.reference docs/operations.md      writes them between their markers
+python -m server.cli.reference docs/operations.md docs/cli.md      writes it between its markers
 
 A test fails when the page has others than the code gives.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from adapters.tier import LoadedAdapter
+from server.cli.exits import MEANINGS
+from server.cli.main import build_parser
 from server.cli.serve import choices
 from server.engine.stats import EngineStats, MergeStats
 from server.metrics import Metrics
@@ -90,16 +94,52 @@ def _nothing_yet() -> EngineStats:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"settings": settings_table, "metrics": metrics_table}
+def commands_help() -> str:
+    """What each command says to `--help`; the flags of `serve` are the settings."""
+    blocks = []
+    for parser in _commands(build_parser()):
+        if parser.prog != "multilora serve":
+            blocks.append(f"### `{parser.prog}`\n\n```text\n{_help(parser)}\n```")
+    return "\n\n".join(blocks)
 
 
-def fill(text: str) -> str:
+def _commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Those without commands below them, in order."""
+    below = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    if not below:
+        yield parser
+    for choice in below:
+        for command in choice.values():
+            yield from _commands(command)
+
+
+def _help(parser: argparse.ArgumentParser) -> str:
+    """The same on every terminal."""
+    parser.formatter_class = partial(parser.formatter_class, width=WIDTH)
+    return parser.format_help().rstrip()
+
+
+def exits_table() -> str:
+    """Each exit code: what it means."""
+    rows = (f"| {code.value} | {meaning} |" for code, meaning in MEANINGS.items())
+    return "\n".join(["| Code | Meaning |", "|---|---|", *rows])
+
+
+WIDTH = 110
+Tables = Mapping[str, Callable[[], str]]
+TABLES: Tables = {"settings": settings_table, "metrics": metrics_table}
+COMMANDS: Tables = {"exits": exits_table, "commands": commands_help}
+PAGES = {"cli.md": COMMANDS}
+"""Pages that have others than `TABLES`."""
+
+
+def fill(text: str, tables: Tables = TABLES) -> str:
     """`text` with each table between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
 
     Raises:
         ValueError: a pair of markers is missing.
     """
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         parts = re.split(f"{re.escape(begin)}.*?{re.escape(end)}", text, flags=re.DOTALL)
         if len(parts) != 2:
@@ -111,7 +151,7 @@ def fill(text: str) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Rewrite the pages that are named."""
     for page in map(Path, arguments):
-        page.write_text(fill(page.read_text()))
+        page.write_text(fill(page.read_text(), PAGES.get(page.name, TABLES)))
 
 
 if __name__ == "__main__":

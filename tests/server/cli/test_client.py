@@ -122,7 +122,8 @@ def test_another_server_is_told_from_ours(run: Run, server: Scripted, body: byte
 
 
 def test_errors_of_others_are_told_by_their_status(run: Run, server: Scripted) -> None:
-    for body in (b"<html>", {"error": "no"}, {"detail": "no"}, []):
+    bodies: list[object] = [b"<html>", {"error": "no"}, {"detail": "no"}, []]
+    for body in bodies:
         server.answers = [Answer(418, body)]
         ended = run("ls")
         assert (ended.code, ended.err.count("\n")) == (Exit.FAILED, 1)

@@ -31,12 +31,12 @@ def test_a_file_or_a_pipe_sees_nothing(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == ""
 
 
-def test_a_counted_file_reads_as_it_is(tmp_path: Path) -> None:
+def test_a_counted_file_reads_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x"
     path.write_bytes(bytes(range(100)))
     counts: list[int] = []
     progress = Progress(None, "")
-    progress.add = counts.append  # type: ignore[method-assign]
+    monkeypatch.setattr(progress, "add", counts.append)
     with path.open("rb") as file:
         counted = Counted(file, progress)
         assert counted.read(64) == bytes(range(64))
