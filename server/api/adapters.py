@@ -34,7 +34,8 @@ async def create_adapter(
     """Check and store an adapter from multipart parts: `name`, `config`, `weights` and others.
 
     201 for a new version; 200 when the newest version of this name has exactly these files already. With
-    `wait=false` 202 as soon as the files are stored: the version is checked afterwards.
+    `wait=false` 202 as soon as the files are stored, and the version is checked afterwards; 200 only if the
+    client says by `digest` that it is the newest version again.
     """
     if context.uploads >= MAX_UPLOADS:
         message = f"{MAX_UPLOADS} uploads are running already; try again in a moment."
@@ -42,13 +43,15 @@ async def create_adapter(
     context.uploads += 1
     try:
         async with receive_upload(request, context.settings) as upload:
-            if not wait:
-                version = await run_in_threadpool(upload.begin, context.registry, caller)
-                status = 202
-                check_later(context, version)
-            else:
+            known = None if wait else upload.known(context.registry, caller)
+            if known is not None:
+                version, status = known, 200
+            elif wait:
                 version, created = await publish(context, lambda: upload.publish(context.registry, caller))
                 status = 201 if created else 200
+            else:
+                version, status = await run_in_threadpool(upload.begin, context.registry, caller), 202
+                check_later(context, version)
     finally:
         context.uploads -= 1
     headers = {"x-adapter": version.ref}

@@ -69,6 +69,11 @@ class Upload:
             digest=self.digest,
         )
 
+    def known(self, registry: Registry, caller: Caller) -> AdapterVersion | None:
+        """The newest version, if its content is what the client says that it sends."""
+        newest = registry.versions(self.name, caller)[-1:]
+        return newest[0] if newest and newest[0].digest == self.digest else None
+
     def begin(self, registry: Registry, caller: Caller) -> AdapterVersion:
         """Make it a version whose check is to come; the registry keeps the files."""
         return registry.begin(

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from openai import OpenAI
+from openai import OpenAI, omit
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -67,7 +67,7 @@ class Server:
             prompt=prompt_for("garden"),
             temperature=0,
             max_tokens=tokens,
-            **({} if user is None else {"user": user}),
+            user=omit if user is None else user,
         )
         return done.model, done.choices[0].text
 

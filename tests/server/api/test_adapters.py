@@ -186,6 +186,16 @@ def test_who_does_not_wait_asks_for_the_state(stand: Stand) -> None:
     eventually(lambda: ready["digest"] in stand.engine.prefetched)
 
 
+def test_who_does_not_wait_and_knows_the_digest_makes_no_second_version(stand: Stand) -> None:
+    digest = stand.publish("shop", 1)[0]["digest"]
+    again = stand.upload("shop", wait=False, digest=digest)
+    assert (again.status_code, again.json()["id"]) == (200, "shop@1")
+    other = stand.upload("shop", 2, wait=False, digest=digest)  # what it says is not true
+    assert (other.status_code, other.json()["id"]) == (200, "shop@1")
+    assert error(stand.upload("no name", wait=False, digest=digest)) == (400, "invalid_name")
+    assert [version.ref for version in stand.registry.history()] == ["shop@1"]
+
+
 def test_what_is_refused_later_says_why(stand: Stand) -> None:
     assert stand.upload("shop", wait=False, weights=b"bad tensors").status_code == 202
 

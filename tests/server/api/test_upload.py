@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from adapters.checkpoint.labels import MAX_LABELS_BYTES
 from server.api import limits
 from server.api.app import create_app
 from server.api.context import ServerContext
-from server.api.upload import CONFIG_BYTES, NAME_BYTES, QUANTIZATION_BYTES, remove_left_over
+from server.api.lineage import LINEAGE_BYTES
+from server.api.upload import CONFIG_BYTES, NAME_BYTES, QUANTIZATION_BYTES, WORD_BYTES, remove_left_over
 from server.settings import MIB
 from tests.server.api.asgi import Exchange
 from tests.server.api.fakes import FakeRegistry
@@ -69,6 +71,17 @@ def test_labels_may_come_too_but_not_without_bound(context: ServerContext, regis
     assert send(context, [NAME, CONFIG, too_long, WEIGHTS, END]).status == 413
 
 
+def test_what_a_client_says_of_its_upload_goes_to_the_registry(
+    context: ServerContext, registry: FakeRegistry
+) -> None:
+    sha256 = part("sha256", hashlib.sha256(b"w" * 10).hexdigest().encode())
+    said = [part("promote", b"no"), part("digest", b"0" * 64), part("lineage", b'{"job": "ft-1"}')]
+    assert send(context, [sha256, *said, NAME, WEIGHTS, CONFIG, END]).status == 201
+
+    assert (registry.seen_promote, registry.seen_digest) == ("no", "0" * 64)
+    assert registry.list()[-1].lineage.job == "ft-1"
+
+
 def test_weights_lie_in_the_data_folder_under_a_name_of_ours(
     context: ServerContext, registry: FakeRegistry
 ) -> None:
@@ -111,6 +124,13 @@ def test_weights_go_to_disk_while_they_come(
         ([NAME, CONFIG], 400, "weights"),
         ([NAME, CONFIG, WEIGHTS, part("extra", b"x")], 400, "extra"),
         ([NAME, NAME, CONFIG, WEIGHTS], 400, "name"),
+        ([NAME, CONFIG, WEIGHTS, part("promote", b"maybe")], 400, "promote"),
+        ([NAME, CONFIG, WEIGHTS, part("promote", b"\xff")], 400, "promote"),
+        ([NAME, CONFIG, WEIGHTS, part("digest", b"ABCD")], 400, "digest"),
+        ([NAME, CONFIG, WEIGHTS, part("sha256", b"g" * 64)], 400, "sha256"),
+        ([NAME, CONFIG, WEIGHTS, part("sha256", b"0" * 64)], 400, "sha256"),
+        ([NAME, CONFIG, WEIGHTS, part("digest", b"0" * (WORD_BYTES + 1))], 413, "digest"),
+        ([NAME, CONFIG, WEIGHTS, part("lineage", b" " * (LINEAGE_BYTES + 1))], 413, "lineage"),
     ],
 )
 def test_each_part_is_known_bounded_and_sent_once(
