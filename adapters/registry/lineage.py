@@ -126,9 +126,13 @@ def _data_file(value: object) -> DataFile:
 
 
 def _score(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise InvalidAdapter(f"lineage: score {name[:100]!r} must be a finite number")
-    return float(value)
+    return number
 
 
 def quantization_warning(base: BaseSpec, trained_on: str | None) -> str | None:

@@ -44,7 +44,7 @@ class Parts:
         changed: Callable[[], None],
     ) -> None:
         self._replica, self._blobs = data_dir.replica, blobs
-        self.files = files
+        self.database, self.files = database, files
         self.snapshot = Snapshot(base.digest)
         self.tenants = Tenants(database, self._catch_up)
         self.keys = Keys(database, self._catch_up)

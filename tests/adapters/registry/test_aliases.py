@@ -156,6 +156,11 @@ def test_what_an_alias_can_t_be(three: Registry) -> None:
     assert [each.alias for each in three.aliases("tone")] == ["default"]
 
 
+def test_an_alias_of_a_reference_with_a_version(three: Registry) -> None:
+    with pytest.raises(InvalidName, match="'tone@1' must be an adapter's name without '@'"):
+        three.set_alias("tone@1", "prod", [Target(1)])
+
+
 def test_default_stays(three: Registry) -> None:
     with pytest.raises(AdapterConflict, match="'tone@default' stays as long as its adapter does"):
         three.remove_alias("tone", "default")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from threading import Barrier, Thread
@@ -112,13 +113,16 @@ def test_a_commit_is_on_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("mysql://localhost/x", "is of 'mysql'"),
+        (
+            "mysql://localhost/x",
+            "the database URL is of 'mysql'; there are postgresql://... and sqlite:///...",
+        ),
         ("no url", "can't be read; it is like postgresql://"),
         ("", "can't be read"),
     ],
 )
 def test_urls_of_other_databases(url: str, message: str) -> None:
-    with pytest.raises(AdapterConflict, match=message):
+    with pytest.raises(AdapterConflict, match=re.escape(message)):
         Database(url)
 
 

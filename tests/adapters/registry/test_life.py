@@ -125,8 +125,13 @@ def test_sharing(shop: Shop, registry: Registry) -> None:
         registry.resolve("acme/legal", RIVAL)
     registry.share("legal", "*", caller=ACME)
     assert registry.resolve("acme/legal", RIVAL).ref == "acme/legal@1"
-    for other, error in (("acme", InvalidName), ("Rival", InvalidName), ("**", InvalidName)):
-        with pytest.raises(error):
+    wrong = {
+        "acme": "acme/legal belongs to tenant 'acme' already",
+        "Rival": "capital",
+        "**": "must be 1 to 63",
+    }
+    for other, message in wrong.items():
+        with pytest.raises(InvalidName, match=message):
             registry.share("legal", other, caller=ACME)
     with pytest.raises(AdapterNotFound):
         registry.share("nothing", "rival", caller=ACME)

@@ -13,6 +13,8 @@ from adapters.registry.lineage import (
     LINEAGE_FILE,
     MAX_LINEAGE_BYTES,
     check_quantization,
+    lineage_object,
+    parse_lineage,
     quantization_beside,
     quantization_warning,
 )
@@ -73,3 +75,48 @@ def test_a_warning_where_the_two_differ(served: str | None, trained_on: str | No
     if warning is not None:
         assert f"with quantization {trained_on}, " in warning
         assert f"with quantization {served or 'none'}:" in warning
+
+
+FULL = {
+    "parent": "tone@3",
+    "parent_digest": "a" * 64,
+    "job": "ft-17",
+    "data": [{"name": "train.jsonl", "sha256": "b" * 64}],
+    "scores": {"accuracy": 0.93, "steps": 4.0},
+}
+
+
+def test_lineage_comes_back_as_it_was() -> None:
+    lineage = parse_lineage(FULL | {"code": ["whatever", "else"], "quantization": "nf4"})
+    assert lineage_object(lineage) == FULL
+    assert parse_lineage(lineage_object(lineage)) == lineage
+    assert lineage_object(parse_lineage({})) == {}
+    assert parse_lineage({"data": None, "scores": None, "parent": None}) == parse_lineage({})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"parent": 3}, "lineage: parent must be a text of at most 1000 characters"),
+        ({"job": "x" * 1001}, "lineage: job must be a text of at most 1000 characters"),
+        ({"parent_digest": "9f86"}, "lineage: parent_digest '9f86' is not 64 hex digits"),
+        ({"data": {}}, None),
+        ({"data": {"a": 1}}, "lineage: data must be a list of at most 1000 files"),
+        ({"data": [1] * 1001}, "lineage: data must be a list of at most 1000 files"),
+        ({"data": ["train"]}, "lineage: data must be a list of objects with a name and a sha256"),
+        ({"data": [{"name": "x"}]}, "lineage: sha256 'None' of a data file is not 64 hex digits"),
+        ({"data": [{"sha256": "a" * 64}]}, "lineage: a data file's name must be a text"),
+        ({"scores": [1]}, "lineage: scores must be an object of at most 1000 numbers"),
+        ({"scores": {"loss": True}}, "lineage: score 'loss' must be a finite number"),
+        ({"scores": {"loss": float("nan")}}, "lineage: score 'loss' must be a finite number"),
+        ({"scores": {"loss": 10**400}}, "lineage: score 'loss' must be a finite number"),
+        ({"scores": {"l" * 1001: 1}}, "lineage: a score's name must be a text"),
+    ],
+)
+def test_lineage_that_is_none(fields: dict[str, object], message: str | None) -> None:
+    if message is None:
+        assert parse_lineage(fields) == parse_lineage({})
+        return
+    with pytest.raises(InvalidAdapter) as caught:
+        parse_lineage(fields)
+    assert message in str(caught.value)
