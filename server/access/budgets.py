@@ -73,21 +73,28 @@ class Budgets:
         most = self._quota(tenant).max_in_flight
         return wanted if most is None else min(wanted, most)
 
-    def admit(self, tenant: str, sequences: int, tokens: int) -> Admission:
-        """Take places for `sequences` and pay for `tokens` of prompts; close what this returns.
+    def check(self, tenant: str, sequences: int = 1) -> None:
+        """Whether `admit` would admit as many.
 
         Raises:
             OverBudget: not now.
             OverQuota: never.
         """
-        quota = self._quota(tenant)
-        account = self._accounts.setdefault(tenant, _Account())
+        quota, account = self._quota(tenant), self._account(tenant)
         self._check_places(quota.max_in_flight, account.in_flight, sequences)
         if quota.tokens_per_minute is not None:
             account.refill(quota.tokens_per_minute, self._clock())
             if account.balance <= 0:
                 raise _in_debt(account.balance, quota.tokens_per_minute)
-        account.in_flight += sequences
+
+    def admit(self, tenant: str, sequences: int, tokens: int) -> Admission:
+        """Take places for `sequences` and pay for `tokens` of prompts; close what this returns.
+
+        Raises:
+            OverBudget, OverQuota: as `check`.
+        """
+        self.check(tenant, sequences)
+        self._account(tenant).in_flight += sequences
         admission = Admission(self, tenant, sequences)
         admission.charge(tokens)
         return admission
@@ -109,10 +116,13 @@ class Budgets:
         limit = self._quota(tenant).tokens_per_minute
         if limit is None:
             return None
-        account = self._accounts.setdefault(tenant, _Account())
+        account = self._account(tenant)
         account.refill(limit, self._clock())
         missing = limit - account.balance
         return Tokens(limit, max(0, int(account.balance)), missing * _MINUTE / limit)
+
+    def _account(self, tenant: str) -> _Account:
+        return self._accounts.setdefault(tenant, _Account())
 
     def in_flight(self, tenant: str) -> int:
         """Sequences that are admitted and not over."""
@@ -122,7 +132,7 @@ class Budgets:
     def charge(self, tenant: str, tokens: int) -> None:
         """Take `tokens` out of the bucket, whether they are in it or not."""
         limit = self._quota(tenant).tokens_per_minute
-        account = self._accounts.setdefault(tenant, _Account())
+        account = self._account(tenant)
         if limit is None:
             account.limit = None
         else:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from server.access.budgets import Admission, OverBudget, OverQuota
+from server.api.context import ServerContext
 from server.api.errors import APIError, busy
-from server.api.lease import Lease
 
 
-def admit(lease: Lease, sequences: int, prompt_tokens: int) -> Admission:
+def check_budget(context: ServerContext, tenant: str) -> None:
+    """Refuse what would be refused in the end anyway, before a prompt is looked at."""
+    with _refusals():
+        context.budgets.check(tenant)
+
+
+def admit(context: ServerContext, tenant: str, sequences: int, prompt_tokens: int) -> Admission:
     """Room for `sequences` at one time, and `prompt_tokens` paid; close it when the request is over."""
+    with _refusals():
+        return context.budgets.admit(tenant, sequences, prompt_tokens)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
     try:
-        return lease.context.budgets.admit(lease.tenant, sequences, prompt_tokens)
+        yield
     except OverBudget as error:
         raise busy(str(error), error.code, error.seconds) from None
     except OverQuota as error:

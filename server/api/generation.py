@@ -31,7 +31,7 @@ class Generation:
 
     def __init__(self, lease: Lease, requests: Sequence[GenerationRequest], prompt_tokens: int) -> None:
         self._lease = lease
-        self._admission = admit(lease, len(requests), prompt_tokens)
+        self._admission = admit(lease.context, lease.tenant, len(requests), prompt_tokens)
         self._timer = RequestTimer(lease.context.metrics, lease.label, requests)
         self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue(PENDING)
         self._left = len(requests)

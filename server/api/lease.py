@@ -13,6 +13,7 @@ from adapters.errors import AdapterError, AdapterNotFound
 from adapters.mixture import Mixture
 from adapters.registry.names import DEFAULT_TENANT
 from adapters.registry.records import AdapterVersion, Caller, Route
+from server.api.admission import check_budget
 from server.api.context import ServerContext
 from server.api.errors import APIError, from_adapter_error, model_not_found
 from server.api.schemas import AdapterShare, ModelFields, invalid
@@ -148,6 +149,7 @@ def leased(
     asked = read_asked(request.headers, body, context.base.name)
     lease = acquire(context, caller, asked, body.adapters)
     try:
+        check_budget(context, lease.tenant)
         yield lease
     except BaseException as error:
         if isinstance(error, APIError) and not lease.released:

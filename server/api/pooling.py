@@ -70,9 +70,9 @@ async def respond(
         return await anyio.to_thread.run_sync(lambda: _body(lease, answer_id, prompts, render(outputs)))
 
     # A long list is not refused: only so much of it runs at a time as its tenant may have in flight.
-    most = min(len(requests), lease.context.settings.max_running)
-    places = lease.context.budgets.places(lease.tenant, most)
-    admission = admit(lease, places, sum(len(prompt.token_ids) for prompt in prompts))
+    context, tenant = lease.context, lease.tenant
+    places = context.budgets.places(tenant, min(len(requests), context.settings.max_running))
+    admission = admit(context, tenant, places, sum(len(prompt.token_ids) for prompt in prompts))
     timer = RequestTimer(lease.context.metrics, lease.label, requests)
     try:
         content = await unless_gone(request, answer())

@@ -101,6 +101,22 @@ def test_debt_is_a_429_that_says_when(context: ServerContext, client: TestClient
     assert b'requests_total{adapter="base",outcome="rejected"} 4.0' in context.metrics.render()
 
 
+def test_a_prompt_is_not_even_tokenized_for_a_tenant_in_debt(
+    context: ServerContext, client: TestClient, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(context, tokens_per_minute=6)
+    assert client.post(TEXT, json=ONE).status_code == 200
+
+    def encode(*_: object, **__: object) -> None:
+        raise AssertionError("tokenized")
+
+    monkeypatch.setattr(context, "tokenizer", type("Tokenizer", (), {"__call__": encode, "encode": encode})())
+    assert client.post(TEXT, json={**ONE, "prompt": "x" * 90}).status_code == 429
+    assert client.post("/v1/embeddings", json={"model": "tiny", "input": "x"}).status_code == 429
+    clock.now += 11
+    assert client.post(TEXT, json=ONE).status_code == 500
+
+
 def test_a_request_that_never_fits_is_refused_for_good(context: ServerContext, client: TestClient) -> None:
     limit(context, max_in_flight=3)
     refused = client.post(TEXT, json={**ONE, "prompt": ["a", "b"], "n": 2})
