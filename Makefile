@@ -27,7 +27,7 @@ demo-stop: $(READY)
 # when nothing else runs.
 test: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
-	$(TEST_ENV) $(BIN)/python -m pytest -q -m alone
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m alone $$(grep -rl --include='test_*.py' pytest.mark.alone tests)
 
 lint: $(READY)
 	$(BIN)/ruff check .
