@@ -115,7 +115,7 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPars
 
 def _help(parser: argparse.ArgumentParser) -> str:
     """The same on every terminal."""
-    parser.formatter_class = partial(parser.formatter_class, width=WIDTH)
+    parser.formatter_class = partial(argparse.HelpFormatter, width=WIDTH)
     return parser.format_help().rstrip()
 
 
