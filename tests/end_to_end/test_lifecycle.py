@@ -148,10 +148,10 @@ def test_a_canary_is_sticky_by_user_and_its_share_is_right(server: Server) -> No
     def answered(user: str) -> str:
         return server.ask("canary-bot", user, tokens=1)[0]
 
-    users = [f"user-{n}" for n in range(80)]
+    users = [f"user-{n}" for n in range(50)]
     first = {user: answered(user) for user in users}
-    assert 4 <= Counter(first.values())["canary-bot@2"] <= 30  # of 80, within 4 standard deviations of 16
-    assert all(answered(user) == first[user] for user in users[:20])
+    assert 1 <= Counter(first.values())["canary-bot@2"] <= 21  # of 50, within 4 standard deviations of 10
+    assert all(answered(user) == first[user] for user in users[:10])
     server.post("canary-bot@2/canary", {"percent": 50})
     for user in users:
         if first[user] == "canary-bot@2":  # who was on the canary stays there when it grows
