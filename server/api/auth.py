@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.registry.records import Caller
 from server.access.budgets import Tokens
-from server.access.principal import ANYONE, Principal
+from server.access.principal import Principal
 from server.access.rules import find_rule
 from server.api.context import ServerContext
 from server.api.errors import APIError
@@ -140,7 +140,7 @@ def insufficient_scope(scope: str, why: str = "which this route takes") -> APIEr
 
 async def get_principal(request: Request) -> Principal:
     """Who sent this request; only for routes that are not public."""
-    return cast(Principal, request.scope.get("state", {}).get(_STATE, ANYONE))
+    return cast(Principal, request.scope["state"][_STATE])
 
 
 async def get_caller(request: Request) -> Caller:
