@@ -121,8 +121,16 @@ class AdapterVersion:
 
     @property
     def ref(self) -> str:
-        """`name@version` or `tenant/name@version`: the one name by which every answer calls it."""
+        """`name@version`, or `tenant/name@version` of another tenant than the default one."""
         return f"{self.full_name}@{self.version}"
+
+    def ref_for(self, tenant: str) -> str:
+        """The reference by which a caller of `tenant` can ask for it.
+
+        To other tenants those of the default one are `default/name@version`: a bare name would be their own.
+        """
+        own = self.tenant == tenant or self.tenant != DEFAULT_TENANT
+        return self.ref if own else f"{self.tenant}/{self.ref}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,8 +93,8 @@ def list_adapters(
     return {
         "object": "list",
         "data": list(_objects(context, caller, page)),
-        "first_id": page[0].ref if page else None,
-        "last_id": page[-1].ref if page else None,
+        "first_id": page[0].ref_for(caller.tenant) if page else None,
+        "last_id": page[-1].ref_for(caller.tenant) if page else None,
         "has_more": len(versions) > limit,
     }
 
@@ -104,7 +104,10 @@ async def get_adapter(context: Context, caller: CurrentCaller, ref: str) -> Obje
     """The version that a reference means now, in whatever state; with it the live ones of its name."""
     version = await run_in_threadpool(context.registry.find, ref, caller)
     live = context.registry.versions(f"{version.tenant}/{version.name}", caller)
-    return {**adapter_object(context, caller, version), "versions": [other.ref for other in live]}
+    return {
+        **adapter_object(context, caller, version),
+        "versions": [other.ref_for(caller.tenant) for other in live],
+    }
 
 
 @router.delete("/v1/adapters/{ref:path}")
@@ -147,7 +150,7 @@ def _objects(context: ServerContext, caller: Caller, versions: Iterable[AdapterV
         live = version.state in LIVE
         if live and version.full_name not in known:
             known = {version.full_name: aliases_of(context, caller, version)}
-        yield version_object(context, version, known[version.full_name] if live else ())
+        yield version_object(context, caller, version, known[version.full_name] if live else ())
 
 
 def _named(name: str, caller: Caller) -> tuple[str, str]:
@@ -162,7 +165,7 @@ def _named(name: str, caller: Caller) -> tuple[str, str]:
 
 
 def _place(after: str) -> tuple[str, str, int]:
-    """Where the version with this id stands in lists. Ids leave out the default tenant, whoever asks."""
+    """Where the version with this id stands in lists. A bare name is the default tenant's."""
     try:
         ref = parse_ref(after)
     except InvalidName as error:

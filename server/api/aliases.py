@@ -46,7 +46,7 @@ class AliasRequest(Strict):
 async def get_history(context: Context, caller: CurrentCaller, name: str, alias: str) -> Object:
     """What an alias has meant, newest first; without targets: it was removed."""
     history = await run_in_threadpool(context.registry.alias_history, name, alias, caller)
-    return listed(map(alias_object, history))
+    return listed(alias_object(caller, alias) for alias in history)
 
 
 @router.get("/v1/adapters/{name:path}/aliases")
@@ -55,7 +55,7 @@ async def list_aliases(context: Context, caller: CurrentCaller, name: str) -> Ob
     aliases = context.registry.aliases(name, caller)
     if not aliases:
         raise AdapterNotFound(f"no adapter {name[:100]!r}; GET /v1/models lists what there is")
-    return listed(map(alias_object, aliases))
+    return listed(alias_object(caller, alias) for alias in aliases)
 
 
 @router.put("/v1/adapters/{name:path}/aliases/{alias}")
@@ -99,7 +99,7 @@ async def move(context: ServerContext, caller: Caller, change: Callable[[], Alia
     for version in context.registry.versions(f"{alias.tenant}/{alias.name}", caller):
         if version.version in meant:
             context.engine.prefetch(version.digest)
-    return JSONResponse(alias_object(alias), headers=etag(alias))
+    return JSONResponse(alias_object(caller, alias), headers=etag(alias))
 
 
 def expected_revision(request: Request, stated: int | None) -> int | None:

@@ -33,7 +33,7 @@ async def get_file(context: Context, caller: CurrentCaller, ref: str, file: str)
     `lineage.json` is what the registry knows, in the form that a folder to publish has it.
     """
     version = context.registry.resolve(ref, caller)
-    headers = {"x-adapter": version.ref, "x-adapter-digest": version.digest}
+    headers = {"x-adapter": version.ref_for(caller.tenant), "x-adapter-digest": version.digest}
     if file == LINEAGE_FILE:
         content = json.dumps(lineage_file(version), indent=2).encode()
         headers |= _checksum(hashlib.sha256(content).hexdigest())

@@ -60,9 +60,10 @@ class Lease:
     def model(self) -> str:
         """The answer's `model` field: the versions that answered, whatever names were asked for."""
         if not self.scales:
-            return self.versions[0].ref if self.versions else self.context.base.name
-        shares = zip(self.versions, self.scales, strict=True)
-        return "+".join(f"{version.ref}*{repr(scale).removesuffix('.0')}" for version, scale in shares)
+            return self.versions[0].ref_for(self.tenant) if self.versions else self.context.base.name
+        refs = (version.ref_for(self.tenant) for version in self.versions)
+        shares = zip(refs, self.scales, strict=True)
+        return "+".join(f"{ref}*{repr(scale).removesuffix('.0')}" for ref, scale in shares)
 
     @property
     def label(self) -> str:

@@ -70,7 +70,7 @@ def adapter_card(context: ServerContext, caller: Caller, model: str, version: Ad
     """
     owns = caller.operator or caller.tenant == version.tenant
     return {
-        **_card(context, model, version.created, version.ref, context.base.name),
+        **_card(context, model, version.created, version.ref_for(caller.tenant), context.base.name),
         "parent_adapter": version.lineage.parent if owns else None,
         "task": version.task,
         "labels": list(version.labels),

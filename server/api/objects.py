@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from adapters.errors import AdapterNotFound
 from adapters.registry.lineage import quantization_warning
-from adapters.registry.names import full_name, parse_ref
+from adapters.registry.names import DEFAULT_TENANT, full_name, parse_ref
 from adapters.registry.records import LIVE, AdapterVersion, Alias, Caller, Lineage
 from server.api.context import ServerContext
 
@@ -22,7 +22,7 @@ def canonical(name: str, caller: Caller) -> str:
 
 def adapter_object(context: ServerContext, caller: Caller, version: AdapterVersion) -> Object:
     """One version that `caller` may see, with the aliases that lead to it."""
-    return version_object(context, version, aliases_of(context, caller, version))
+    return version_object(context, caller, version, aliases_of(context, caller, version))
 
 
 def aliases_of(context: ServerContext, caller: Caller, version: AdapterVersion) -> tuple[Alias, ...]:
@@ -35,7 +35,9 @@ def aliases_of(context: ServerContext, caller: Caller, version: AdapterVersion) 
         return ()
 
 
-def version_object(context: ServerContext, version: AdapterVersion, aliases: Iterable[Alias]) -> Object:
+def version_object(
+    context: ServerContext, caller: Caller, version: AdapterVersion, aliases: Iterable[Alias]
+) -> Object:
     """`aliases`: of its adapter. `tier` is the fastest memory that has it now."""
     warning = quantization_warning(context.base, version.trained_on_quantization)
     led = {
@@ -45,7 +47,7 @@ def version_object(context: ServerContext, version: AdapterVersion, aliases: Ite
         if target.version == version.version
     }
     return {
-        "id": version.ref,
+        "id": version.ref_for(caller.tenant),
         "object": "adapter",
         "tenant": version.tenant,
         "name": version.name,
@@ -86,9 +88,11 @@ def lineage_object(lineage: Lineage) -> Object:
     }
 
 
-def alias_object(alias: Alias) -> Object:
-    """One alias, or what it was before one of its changes."""
+def alias_object(caller: Caller, alias: Alias) -> Object:
+    """One alias, or what it was before one of its changes; named as in `AdapterVersion.ref_for`."""
     name = full_name(alias.tenant, alias.name)
+    if alias.tenant == DEFAULT_TENANT != caller.tenant:
+        name = f"{alias.tenant}/{alias.name}"
     return {
         "id": f"{name}@{alias.alias}",
         "object": "adapter.alias",

@@ -385,7 +385,7 @@ def test_tenants_do_not_see_one_another(stand: Stand) -> None:
         assert error(stand.get("legal")) == (404, "adapter_not_found")
         assert error(stand.get("acme/legal@1")) == (404, "adapter_not_found")
     with stand.tenant("ops", operator=True):
-        assert ids(stand.get("")) == ["acme/legal@1", "legal@1"]
+        assert ids(stand.get("")) == ["acme/legal@1", "default/legal@1"]
         assert stand.upload("acme/legal", 4).json()["id"] == "acme/legal@2"
 
 

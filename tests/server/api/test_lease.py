@@ -223,7 +223,7 @@ def test_a_member_of_a_mixture_is_looked_up_as_its_caller_would(
 
     registry.share("legal", "*")
     lease = acquire(context, ACME, Asked("tiny"), shares)
-    assert lease.model == "legal@1*0.5+acme/formal@1*0.5"
+    assert lease.model == "default/legal@1*0.5+acme/formal@1*0.5"
     assert (lease.tenant, lease.scope) == ("acme", "acme")
     lease.release()
 

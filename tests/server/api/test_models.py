@@ -128,7 +128,7 @@ def test_a_caller_sees_its_own_adapters_and_those_shared_with_it(
     as_caller(client, ACME)
     assert ids(client) == ["tiny", "law", "default/shop"]
     roots = {name: client.get(f"/v1/models/{name}").json()["root"] for name in ids(client)}
-    assert roots == {"tiny": "tiny", "law": "acme/law@1", "default/shop": "shop@1"}
+    assert roots == {"tiny": "tiny", "law": "acme/law@1", "default/shop": "default/shop@1"}
     for hidden in ("shop", "default/law", "other/secret", "default/law@1", "other/nobody"):
         answer = client.get(f"/v1/models/{hidden}")
         assert (answer.status_code, answer.json()["error"]["message"]) == (
