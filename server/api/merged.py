@@ -29,6 +29,7 @@ from adapters.registry.records import AdapterVersion
 from server.api.auth import CurrentCaller
 from server.api.context import OpenContext, ServerContext
 from server.api.errors import APIError, busy
+from server.child import child_environment
 from server.engine.loading import resolve_folder
 from server.settings import MIB
 from training.base import MODEL_DIR
@@ -110,7 +111,11 @@ async def _merge(request: Request, context: ServerContext, version: AdapterVersi
     log = folder / "log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *command(base, adapter, folder / "model"), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            *command(base, adapter, folder / "model"),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=child_environment(),
         )
     try:
         with suppress(ProcessLookupError):

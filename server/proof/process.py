@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from adapters.quantized import Quantization
+from server.child import child_environment
 from server.machine import cores, free_memory
 from server.proof.subject import Subject
 from server.proof.wire import Malformed, pack, unpack
@@ -147,15 +148,14 @@ class PeftProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={
-                **os.environ,
-                "CUDA_VISIBLE_DEVICES": "",
-                "HF_HUB_OFFLINE": "1",
-                "OMP_NUM_THREADS": str(max(1, cores() // 2)),
-                "OMP_WAIT_POLICY": "PASSIVE",
-                "TOKENIZERS_PARALLELISM": "false",
-                "TRANSFORMERS_VERBOSITY": "error",
-            },
+            env=child_environment(
+                CUDA_VISIBLE_DEVICES="",
+                HF_HUB_OFFLINE="1",
+                OMP_NUM_THREADS=str(max(1, cores() // 2)),
+                OMP_WAIT_POLICY="PASSIVE",
+                TOKENIZERS_PARALLELISM="false",
+                TRANSFORMERS_VERBOSITY="error",
+            ),
             start_new_session=True,
         )
         self._ask(pack(self._begin), START_SECONDS)
