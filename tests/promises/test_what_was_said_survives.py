@@ -12,6 +12,9 @@ from pathlib import Path
 import httpx
 
 from server.spawn import start_server
+from tests.adapters.conftest import plain_adapter, spec_of, tiny_llama
+from tests.promises.changing import Place
+from tests.promises.killed import Killed
 from training.base import ADAPTERS_DIR
 
 ROUNDS = 5
@@ -111,3 +114,31 @@ def test_kill_at_any_instant_of_uploads_over_http(tmp_path: Path) -> None:
         doubtful = uploader.doubtful
         acknowledged += len(live.keys() - before)
     assert acknowledged >= ROUNDS
+
+
+def survive(rounds: int, place: Place) -> None:
+    killed = Killed(place)
+    for seed in range(rounds):
+        killed.round(seed)
+    assert killed.told.total() >= rounds
+    assert len(killed.unsaid) >= 6  # of the nine kinds of changes
+    with place.open() as registry:
+        report = registry.sweep()
+        assert (report.quarantined, report.missing) == ((), ())
+
+
+def place(folder: Path, url: str | None, store: str | None) -> Place:
+    adapter = plain_adapter(folder / "adapter").folder
+    return Place(folder / "data", url, store, spec_of(tiny_llama()), adapter)
+
+
+def test_kill_at_any_instant_of_any_change(tmp_path: Path) -> None:
+    survive(130, place(tmp_path, None, None))
+
+
+def test_kill_at_any_instant_with_a_store(tmp_path: Path) -> None:
+    survive(40, place(tmp_path, None, (tmp_path / "store").as_uri()))
+
+
+def test_kill_at_any_instant_with_postgres_and_a_store(tmp_path: Path, postgres_url: str) -> None:
+    survive(30, place(tmp_path, postgres_url, (tmp_path / "store").as_uri()))
