@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, select
 
-from adapters.errors import AdapterConflict, AdapterNotFound, InvalidAlias
+from adapters.errors import AdapterConflict, AdapterNotFound, InvalidAlias, QuotaExceeded
 from adapters.registry.database import Write
 from adapters.registry.names import DEFAULT_ALIAS, Ref, check_alias, full_name
 from adapters.registry.records import LIVE, Alias, Caller, Target
@@ -14,6 +14,10 @@ from adapters.registry.rows import Adapter, alias_of, find_version
 from adapters.registry.schema import ALIAS_HISTORY, ALIASES
 
 _MAX_TARGETS = 16
+MAX_ALIASES = 100
+"""Of one adapter; each is in the memory of every server."""
+MAX_HISTORY = 1000
+"""Changes of one alias that are shown, the newest of them."""
 
 
 class Aliases:
@@ -32,13 +36,14 @@ class Aliases:
         return next((alias for alias in self.of(connection, adapter) if alias.alias == name), None)
 
     def history(self, connection: Connection, adapter: Adapter, name: str) -> list[Alias]:
-        """What it meant, newest first; without targets: it was removed.
+        """What it meant, newest first and `MAX_HISTORY` at most; without targets: it was removed.
 
         Raises:
             AdapterNotFound: there never was one.
         """
         query = select(ALIAS_HISTORY).where(self._are(ALIAS_HISTORY, adapter), ALIAS_HISTORY.c.alias == name)
-        rows = connection.execute(query.order_by(ALIAS_HISTORY.c.edition.desc())).mappings().all()
+        query = query.order_by(ALIAS_HISTORY.c.edition.desc()).limit(MAX_HISTORY)
+        rows = connection.execute(query).mappings().all()
         if not rows:
             raise _no_alias(adapter, name)
         return [alias_of(row) for row in rows]
@@ -68,12 +73,17 @@ class Aliases:
             AdapterConflict: it has another revision.
             InvalidName, InvalidAlias: it can't be called so, or mean this.
             AdapterNotFound: a target is no live version of this base.
+            QuotaExceeded: the adapter has `MAX_ALIASES`.
         """
         if targets:
             self._check(write.connection, adapter, name, targets, shadow)
         row = write.connection.execute(select(ALIASES).where(self._is(adapter, name))).mappings().first()
         known = alias_of(row) if row is not None and row["targets"] else None
         _expect(adapter, name, known, expected)
+        if targets and known is None and len(self.of(write.connection, adapter)) >= MAX_ALIASES:
+            raise QuotaExceeded(
+                f"{full_name(*adapter)} has {MAX_ALIASES} aliases, the most there may be; remove some"
+            )
         if before is None and row is not None and row["targets"]:
             before = row["edition"]
         tenant, adapter_name = adapter

@@ -7,7 +7,6 @@ from sqlalchemy import select
 from adapters.base import BaseSpec
 from adapters.errors import AdapterNotFound
 from adapters.registry.database import Database
-from adapters.registry.names import full_name
 from adapters.registry.records import AdapterVersion, AuditEntry, Caller
 from adapters.registry.rows import Adapter, find_version, version_of
 from adapters.registry.schema import AUDIT, VERSIONS
@@ -41,8 +40,10 @@ class Inquiry:
         query = select(VERSIONS).where(columns.base_digest == self._base.digest)
         query = query.order_by(columns.tenant, columns.name, columns.version)
         with self._database.read() as connection:
-            versions = [version_of(row) for row in connection.execute(query).mappings()]
-        return tuple(v for v in versions if self._snapshot.may_see((v.tenant, v.name), caller))
+            rows = connection.execute(query).mappings()
+            # Before records are made of them: there may be many, and few of them the caller's.
+            seen = (row for row in rows if self._snapshot.may_see((row["tenant"], row["name"]), caller))
+            return tuple(map(version_of, seen))
 
     def lineage(self, text: str, caller: Caller) -> tuple[AdapterVersion, ...]:
         """The version, its parent, and so on, as far as they are known and visible."""
@@ -83,7 +84,7 @@ class Inquiry:
         named, digest = version.lineage.parent, version.lineage.parent_digest
         if named is not None:
             # A bare name was meant in the publisher's tenant.
-            text = named if "/" in named else full_name(version.tenant, named)
+            text = named if "/" in named else f"{version.tenant}/{named}"
             try:
                 found = self.find(text, caller)
             except AdapterNotFound:

@@ -63,11 +63,15 @@ class Keys:
     def follow(self, connection: Connection, since: int) -> bool:
         """See `Follower`."""
         rows = connection.execute(select(KEYS).where(KEYS.c.revision > since)).mappings().all()
+        live = dict(self._live)
         for row in rows:
             if row["revoked"] is None:
-                self._live[row["id"]] = _Stored(_from_row(row), row["hash"])
+                live[row["id"]] = _Stored(_from_row(row), row["hash"])
             else:
-                self._live.pop(row["id"], None)
+                live.pop(row["id"], None)
+        if rows:
+            # Expired ones too: a tenant may make any number of short-lived keys, one after another.
+            self._live = {id: stored for id, stored in live.items() if not self._expired(stored.key)}
         self._any = self._any or bool(rows)
         return bool(rows)
 

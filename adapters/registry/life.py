@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from adapters.base import BaseSpec
-from adapters.errors import AdapterConflict, AdapterNotFound, InvalidName
+from adapters.errors import AdapterConflict, AdapterNotFound, InvalidName, QuotaExceeded
 from adapters.registry.aliases import Aliases, without
 from adapters.registry.database import Database, Write
 from adapters.registry.names import DEFAULT_ALIAS, Ref, check_tenant, full_name
@@ -17,6 +17,9 @@ from adapters.registry.records import LIVE, AdapterVersion, Alias, Caller, Desir
 from adapters.registry.rows import Adapter, find_version, put_version, versions_of
 from adapters.registry.schema import SHARES, VERSIONS
 from adapters.registry.snapshot import EVERYBODY, Snapshot
+
+MAX_SHARES = 1000
+"""Of one adapter; each is in the memory of every server."""
 
 
 class Life:
@@ -108,6 +111,8 @@ class Life:
             known = write.connection.execute(select(SHARES.c.deleted).where(*where)).first()
             if (known is not None and known.deleted is None) == shared:
                 return
+            if shared:
+                _check_shares(write.connection, adapter)
             row = {
                 "tenant": tenant,
                 "name": name,
@@ -164,6 +169,17 @@ class Life:
             where = SHARES.c.tenant == tenant, SHARES.c.name == name, SHARES.c.deleted.is_(None)
             gone = {"deleted": write.now, "revision": write.revision}
             write.connection.execute(update(SHARES).where(*where).values(gone))
+
+
+def _check_shares(connection: Connection, adapter: Adapter) -> None:
+    tenant, name = adapter
+    where = SHARES.c.tenant == tenant, SHARES.c.name == name, SHARES.c.deleted.is_(None)
+    query = select(func.count()).select_from(SHARES).where(*where)
+    if connection.execute(query).scalar_one() >= MAX_SHARES:
+        raise QuotaExceeded(
+            f"{full_name(*adapter)} is shared with {MAX_SHARES} tenants, the most there may be; "
+            "share it with '*', or end some"
+        )
 
 
 def _refuse(adapter: Adapter, what: str, aliases: list[Alias]) -> None:

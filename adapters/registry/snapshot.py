@@ -171,9 +171,8 @@ class Snapshot:
     def all(self, caller: Caller) -> tuple[AdapterVersion, ...]:
         """Those that answer, by tenant, name and version."""
         with self._lock:
-            groups = sorted(self._versions.items())
-            groups = [(adapter, group) for adapter, group in groups if self.may_see(adapter, caller)]
-            return tuple(version for _, group in groups for version in _live(group.values()))
+            seen = sorted(adapter for adapter in self._versions if self.may_see(adapter, caller))
+            return tuple(version for adapter in seen for version in _live(self._versions[adapter].values()))
 
     def unfinished(self, replica: str) -> tuple[AdapterVersion, ...]:
         """Those that a server has taken and not checked yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, insert, or_, select, update
 
 from adapters.errors import AdapterConflict, InvalidName, TenantNotFound
 from adapters.registry.database import Database, Write
@@ -104,11 +104,12 @@ class Tenants:
 
 
 def _close(write: Write, name: str) -> None:
-    """Mark the tenant, its keys and what is shared with it as gone."""
+    """Mark the tenant, its keys and all shares with it or by it as gone: its name may be used again."""
     gone = {"deleted": write.now, "revision": write.revision}
     execute = write.connection.execute
     execute(update(TENANTS).where(TENANTS.c.name == name).values(**gone))
-    execute(update(SHARES).where(SHARES.c.other == name, SHARES.c.deleted.is_(None)).values(**gone))
+    shares = or_(SHARES.c.other == name, SHARES.c.tenant == name)
+    execute(update(SHARES).where(shares, SHARES.c.deleted.is_(None)).values(**gone))
     keys = update(KEYS).where(KEYS.c.tenant == name, KEYS.c.revoked.is_(None))
     execute(keys.values(revoked=write.now, revision=write.revision))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -15,7 +16,7 @@ from adapters.errors import InvalidName
 from adapters.registry.names import DEFAULT_TENANT, parse_ref
 from adapters.registry.records import LIVE, AdapterVersion, Alias, Caller, State
 from server.api.auth import CurrentCaller
-from server.api.context import MAX_UPLOADS, Context, OpenContext, ServerContext
+from server.api.context import MAX_TENANT_UPLOADS, MAX_UPLOADS, Context, OpenContext, ServerContext
 from server.api.errors import busy, from_adapter_error
 from server.api.objects import Object, adapter_object, aliases_of, version_object
 from server.api.publishing import check_later, publish
@@ -37,11 +38,7 @@ async def create_adapter(
     `wait=false` 202 as soon as the files are stored, and the version is checked afterwards; 200 only if the
     client says by `digest` that it is the newest version again.
     """
-    if context.uploads >= MAX_UPLOADS:
-        message = f"{MAX_UPLOADS} uploads are running already; try again in a moment."
-        raise busy(message, "too_many_uploads", 5)
-    context.uploads += 1
-    try:
+    with _upload_place(context, caller.tenant):
         async with receive_upload(request, context.settings) as upload:
             known = None if wait else upload.known(context.registry, caller)
             if known is not None:
@@ -52,12 +49,29 @@ async def create_adapter(
             else:
                 version, status = await run_in_threadpool(upload.begin, context.registry, caller), 202
                 check_later(context, version)
-    finally:
-        context.uploads -= 1
     headers = {"x-adapter": version.ref}
     if version.digest:
         headers["x-adapter-digest"] = version.digest
     return JSONResponse(adapter_object(context, caller, version), status, headers)
+
+
+@contextmanager
+def _upload_place(context: ServerContext, tenant: str) -> Iterator[None]:
+    """One of the places for uploads, for the block; a 429 if there is none."""
+    for running, most, whose in (
+        (context.uploads.total(), MAX_UPLOADS, ""),
+        (context.uploads[tenant], MAX_TENANT_UPLOADS, " of this tenant"),
+    ):
+        if running >= most:
+            message = f"{most} uploads{whose} are running already; try again in a moment."
+            raise busy(message, "too_many_uploads", 5)
+    context.uploads[tenant] += 1
+    try:
+        yield
+    finally:
+        context.uploads[tenant] -= 1
+        if not context.uploads[tenant]:
+            del context.uploads[tenant]
 
 
 @router.get("/v1/adapters")

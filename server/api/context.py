@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,8 @@ from server.settings import Settings
 
 MAX_UPLOADS = 4
 """Uploads that may be written to disk at the same time; one more is a 429."""
+MAX_TENANT_UPLOADS = 3
+"""Of one tenant: a slow one leaves a place to others."""
 
 
 class Engine(Protocol):
@@ -88,6 +91,7 @@ class ServerContext:
         draining: set it when the server stops; from then on new work is refused with a 503.
         checks: of uploads that nobody waits for.
         merging: held while one merged model is made and sent.
+        uploads: those that come in now, by tenant.
         shadows: copies of requests that run now.
         applied: digests of the versions whose desired state was seen to.
     """
@@ -105,7 +109,7 @@ class ServerContext:
     max_prompt_chars: int = field(init=False)
     tokenizing: anyio.CapacityLimiter = field(init=False)
     publishing: anyio.CapacityLimiter = field(init=False)
-    uploads: int = field(default=0, init=False)
+    uploads: Counter[str] = field(default_factory=Counter, init=False)
     checks: dict[asyncio.Task[None], anyio.CancelScope] = field(default_factory=dict, init=False)
     merging: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     shadows: set[asyncio.Task[None]] = field(default_factory=set, init=False)

@@ -11,7 +11,9 @@ from pathlib import Path, PurePath
 from starlette.concurrency import run_in_threadpool
 
 from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.labels import LABELS_FILE
 from adapters.errors import AdapterError, AdapterNotFound
+from adapters.registry.lineage import LINEAGE_FILE
 from adapters.registry.records import AdapterVersion, Caller, Desired
 from server.api.context import ServerContext
 from server.api.errors import APIError, from_adapter_error
@@ -95,8 +97,9 @@ def allowed_folder(adapter_dir: Path | None, path: str, field: str) -> Path:
         if ".." in PurePath(path).parts or not any(given.is_relative_to(place) for place in above):
             raise outside
         folder = given.resolve()
-        files = [(folder / file).resolve() for file in (CONFIG_FILE, WEIGHTS_FILE)]
-        if not all(place.is_relative_to(root) for place in (folder, *files)):
+        files = [folder / file for file in (CONFIG_FILE, WEIGHTS_FILE)]
+        beside = [folder / file for file in (LABELS_FILE, LINEAGE_FILE)]
+        if not all(place.resolve().is_relative_to(root) for place in (folder, *files, *beside)):
             raise outside
         if not all(file.is_file() for file in files):
             raise not_found(

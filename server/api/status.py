@@ -8,7 +8,7 @@ from dataclasses import asdict
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
-from adapters.registry.records import AdapterVersion
+from adapters.registry.records import AdapterVersion, Caller
 from server.api.auth import CurrentCaller
 from server.api.context import Context, OpenContext, ServerContext
 from server.api.objects import Object
@@ -25,7 +25,7 @@ def get_status(context: Context, caller: CurrentCaller) -> Object:
     stats = context.engine.stats()
     tiers = {adapter.digest: adapter.tier for adapter in stats.adapters_loaded}
     shown = [
-        _adapter(context, version, tiers.get(version.digest, "disk"))
+        _adapter(context, caller, version, tiers.get(version.digest, "disk"))
         for version in context.registry.list(caller)
         if version.digest in tiers or version.desired or context.registry.holders(version.digest)
     ]
@@ -40,7 +40,7 @@ def get_status(context: Context, caller: CurrentCaller) -> Object:
         "uptime": int(time.time() - context.started),
         "running": stats.running,
         "waiting": stats.waiting,
-        "uploads": context.uploads,
+        "uploads": context.uploads.total(),
         "checks": len(context.checks),
         "memory": {
             "kv_blocks_used": stats.kv_blocks_used,
@@ -55,10 +55,10 @@ def get_status(context: Context, caller: CurrentCaller) -> Object:
     }
 
 
-def _adapter(context: ServerContext, version: AdapterVersion, tier: str) -> Object:
+def _adapter(context: ServerContext, caller: Caller, version: AdapterVersion, tier: str) -> Object:
     """`requests`: how many run on it or wait for it, on this server."""
     return {
-        "id": version.ref,
+        "id": version.ref_for(caller.tenant),
         "digest": version.digest,
         "state": version.state,
         "tier": tier,

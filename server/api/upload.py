@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import shutil
@@ -32,6 +33,7 @@ CONFIG_BYTES = MIB
 WRITE_BYTES = MIB
 """Weights gather in memory up to this size before a thread writes them."""
 WORD_BYTES = 64
+IDLE_SECONDS = 60.0
 _REQUIRED = ("name", "config", "weights")
 _PROMOTE = ("auto", "yes", "no")
 
@@ -99,7 +101,7 @@ async def receive_upload(request: Request, settings: Settings) -> AsyncIterator[
         weights = folder / "weights"
         with weights.open("wb") as file:
             form = _Form(boundary, settings.max_adapter_mb * MIB)
-            async for chunk in request.stream():
+            async for chunk in _chunks(request):
                 form.feed(chunk)
                 if len(form.weights) >= WRITE_BYTES:
                     await run_in_threadpool(form.write, file)
@@ -119,6 +121,21 @@ async def receive_upload(request: Request, settings: Settings) -> AsyncIterator[
         )
     finally:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body; one that stops coming would keep its place among the uploads for ever."""
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            message = f"Nothing of the upload has come for {IDLE_SECONDS:g} seconds; send it again."
+            raise APIError(408, message, code="upload_timeout", headers={"connection": "close"}) from None
+        if chunk is None:
+            return
+        yield chunk
 
 
 def remove_left_over(data_dir: Path) -> None:

@@ -10,7 +10,9 @@ from adapters.errors import (
     AdapterNotFound,
     InvalidAlias,
     InvalidName,
+    QuotaExceeded,
 )
+from adapters.registry import aliases as module
 from adapters.registry.aliases import with_canary, without
 from adapters.registry.records import Alias, Caller, Target
 from adapters.registry.registry import Registry
@@ -159,6 +161,22 @@ def test_what_an_alias_can_t_be(three: Registry) -> None:
 def test_an_alias_of_a_reference_with_a_version(three: Registry) -> None:
     with pytest.raises(InvalidName, match="'tone@1' must be an adapter's name without '@'"):
         three.set_alias("tone@1", "prod", [Target(1)])
+
+
+def test_an_adapter_has_a_bounded_number_of_aliases(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ALIASES", 3)
+    monkeypatch.setattr(module, "MAX_HISTORY", 2)
+    for alias in ("a", "b"):
+        three.set_alias("tone", alias, [Target(1)])
+    with pytest.raises(QuotaExceeded, match="tone has 3 aliases, the most there may be"):
+        three.set_alias("tone", "c", [Target(1)])
+    three.set_alias("tone", "b", [Target(2)])
+    three.promote("tone@1")
+    three.remove_alias("tone", "a")
+    three.set_alias("tone", "c", [Target(1)])
+    assert [alias.alias for alias in three.aliases("tone")] == ["b", "c", "default"]
+    three.set_alias("tone", "b", [Target(3)])
+    assert [alias.revision for alias in three.alias_history("tone", "b")] == [3, 2]
 
 
 def test_default_stays(three: Registry) -> None:

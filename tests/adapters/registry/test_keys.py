@@ -196,3 +196,14 @@ def test_each_change_is_in_the_audit_log_of_its_tenant(here: Replica) -> None:
         ("acme", "op", "key.create", key.id, None, shown),
         ("acme", ADMIN.actor, "key.revoke", key.id, shown, None),
     ]
+
+
+def test_expired_keys_leave_the_memory(here: Replica) -> None:
+    """Or a tenant could fill it with short-lived ones, which no bound counts."""
+    here.keys.create("acme", "short", ("use",), time.time() + 60)
+    _, secret = here.keys.create("acme", "long", ("use",))
+    here.offset = 61
+    here.keys.create("acme", "next", ("use",), time.time() + 3600)
+    assert sorted(stored.key.name for stored in here.keys._live.values()) == ["long", "next"]
+    assert here.keys.authenticate(secret) is not None
+    assert [key.name for key in here.keys.list("acme")] == ["short", "long", "next"]

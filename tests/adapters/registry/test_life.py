@@ -9,7 +9,9 @@ from adapters.errors import (
     AdapterForbidden,
     AdapterNotFound,
     InvalidName,
+    QuotaExceeded,
 )
+from adapters.registry import life as module
 from adapters.registry.records import Caller, Target
 from adapters.registry.registry import Registry
 from tests.adapters.registry.conftest import Shop
@@ -139,6 +141,36 @@ def test_sharing(shop: Shop, registry: Registry) -> None:
     shop.publish(registry, "legal", 2, caller=ACME)
     with pytest.raises(AdapterNotFound):  # who uses the name again has to share it again
         registry.resolve("acme/legal", RIVAL)
+
+
+def test_a_tenant_s_successor_shares_nothing(shop: Shop, registry: Registry) -> None:
+    """An upload that is shared before it is refused leaves a share, and no version that could be deleted."""
+    registry.tenants.put("acme")
+    registry.tenants.put("rival")
+    begun = registry.begin("legal", b"{", shop.files.weights, caller=ACME)
+    registry.share("legal", "rival", caller=ACME)
+    assert registry.finish(begun).state == "refused"
+    registry.tenants.remove("acme")
+    registry.tenants.put("acme")
+    shop.publish(registry, "legal", 2, caller=ACME)
+    assert registry.shares("legal", ACME) == ()
+    with pytest.raises(AdapterNotFound):
+        registry.resolve("acme/legal", RIVAL)
+
+
+def test_an_adapter_is_shared_with_a_bounded_number(
+    shop: Shop, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_SHARES", 2)
+    shop.publish(registry, "tone")
+    for other in ("a", "b"):
+        registry.share("tone", other)
+    registry.share("tone", "b")  # again
+    with pytest.raises(QuotaExceeded, match="tone is shared with 2 tenants, the most there may be"):
+        registry.share("tone", "c")
+    registry.unshare("tone", "a")
+    registry.share("tone", "c")
+    assert registry.shares("tone") == ("b", "c")
 
 
 def test_the_audit_log_tells_each_change_to_whom_it_concerns(shop: Shop, registry: Registry) -> None:

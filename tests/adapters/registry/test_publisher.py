@@ -101,6 +101,17 @@ def test_a_parent_is_found_by_its_digest_where_its_name_means_another(shop: Shop
     assert registry.lineage("child") == (child,)
 
 
+def test_a_bare_parent_is_its_publisher_s_whoever_asks(shop: Shop, registry: Registry) -> None:
+    registry.tenants.put("acme")
+    shop.publish(registry, "first", 1)
+    shop.publish(registry, "child", 2, lineage=Lineage("first"))
+    registry.share("child", "acme")
+    shop.publish(registry, "first", 3, caller=ACME)
+    assert [version.ref for version in registry.lineage("default/child", ACME)] == ["child@1"]
+    registry.share("first", "acme")
+    assert [version.ref for version in registry.lineage("default/child", ACME)] == ["child@1", "first@1"]
+
+
 def test_a_source_of_any_characters(shop: Shop, registry: Registry) -> None:
     version, _ = registry.publish(
         "tone", shop.files.config, shop.files.weights, source="a\0b\udc80" + "x" * 2000

@@ -14,7 +14,7 @@ import pytest
 from adapters.errors import AdapterTooLarge, ProofUnavailable
 from adapters.registry.proof import Proof
 from server.api import publishing
-from server.api.context import MAX_UPLOADS
+from server.api.context import MAX_TENANT_UPLOADS, MAX_UPLOADS
 from tests.server.api.stand import BASE, PATH, Stand, error, eventually, standing, weights
 
 
@@ -146,14 +146,25 @@ def test_a_refused_upload_says_why_and_leaves_nothing(stand: Stand) -> None:
 
 
 def test_uploads_at_once_are_bounded(stand: Stand) -> None:
-    stand.context.uploads = MAX_UPLOADS
+    stand.context.uploads["others"] = MAX_UPLOADS
     refused = stand.upload("shop")
-    stand.context.uploads -= 1
+    stand.context.uploads["others"] -= 1
 
     assert error(refused) == (429, "too_many_uploads")
     assert "retry-after" in refused.headers
     assert stand.upload("shop").status_code == 201
-    assert stand.context.uploads == MAX_UPLOADS - 1
+    assert stand.context.uploads == {"others": MAX_UPLOADS - 1}
+
+
+def test_one_tenants_uploads_leave_a_place_to_others(stand: Stand) -> None:
+    stand.context.uploads["acme"] = MAX_TENANT_UPLOADS
+    with stand.tenant("acme"):
+        refused = stand.upload("shop")
+
+    assert error(refused) == (429, "too_many_uploads")
+    assert "of this tenant" in refused.json()["error"]["message"]
+    assert stand.upload("shop").status_code == 201
+    assert stand.context.uploads == {"acme": MAX_TENANT_UPLOADS}
 
 
 def settled(stand: Stand, ref: str) -> Any:

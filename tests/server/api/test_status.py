@@ -66,6 +66,16 @@ def test_others_adapters_are_counted_and_not_named(stand: Stand) -> None:
     assert "shop" not in str(status)
 
 
+def test_what_the_default_tenant_shares_is_not_the_caller_s_own(stand: Stand) -> None:
+    stand.publish("shop", 1)
+    stand.client.put("/v1/adapters/shop/shares/*")
+    with stand.tenant("acme"):
+        loaded(stand, default__shop="device")
+        status = stand.client.get("/v1/status").json()
+
+    assert [each["id"] for each in status["adapters"]] == ["default/shop@1"]
+
+
 def test_a_server_that_drains_is_not_ready(stand: Stand) -> None:
     stand.context.draining = True
     status = stand.client.get("/v1/status").json()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapters.checkpoint.labels import MAX_LABELS_BYTES
-from server.api import limits
+from server.api import limits, upload
 from server.api.app import create_app
 from server.api.context import ServerContext
 from server.api.lineage import LINEAGE_BYTES
@@ -186,9 +186,24 @@ def test_a_client_that_leaves_midway_leaves_nothing(context: ServerContext, regi
         return exchange
 
     assert asyncio.run(main()).status == 499
-    assert context.uploads == 0
+    assert not context.uploads
     assert not left_over(context)
     assert not registry.live
+
+
+def test_an_upload_that_stops_coming_gives_its_place_back(
+    context: ServerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection may be dead without anybody having said so."""
+    monkeypatch.setattr(upload, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "DISCARD_SECONDS", 0.1)
+    headers = [(b"content-type", f"multipart/form-data; boundary={BOUNDARY}".encode())]
+    exchange = Exchange(create_app(context), "/v1/adapters", [NAME, CONFIG], headers, stays_open=True)
+    asyncio.run(asyncio.wait_for(exchange.run(), 10))
+
+    assert (exchange.status, exchange.error["code"]) == (408, "upload_timeout")
+    assert not context.uploads
+    assert not left_over(context)
 
 
 def test_what_a_killed_server_left_is_removed(tmp_path: Path) -> None:

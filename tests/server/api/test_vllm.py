@@ -121,11 +121,15 @@ def test_nothing_outside_the_allowed_folder_is_read(
     half = make_folder(allowed / "half")
     (half / "adapter_model.safetensors").unlink()
     (half / "adapter_model.safetensors").symlink_to(outside / "adapter_model.safetensors")
+    for file in ("labels.json", "lineage.json"):
+        (outside / file).write_text("{}")
+        (make_folder(allowed / f"with-{file}") / file).symlink_to(outside / file)
     loop = allowed / "loop"
     loop.symlink_to(loop)
     make_folder(tmp_path / "allowed-not")
 
     paths = [outside, "../outside", "link", "up/outside", "sql/../../outside", "half", "sql/../sql"]
+    paths += ["with-labels.json", "with-lineage.json"]
     for path in [*paths, "/etc", "/", "/no/such", tmp_path / "allowed-not", "../allowed-not"]:
         answer = load(client, path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "path_not_allowed"), path
