@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, or_, select
 
 from adapters.base import BaseSpec
 from adapters.errors import AdapterNotFound
 from adapters.registry.database import Database
+from adapters.registry.names import DEFAULT_TENANT, full_name
 from adapters.registry.records import AdapterVersion, AuditEntry, Caller
 from adapters.registry.rows import Adapter, find_version, version_of
 from adapters.registry.schema import AUDIT, VERSIONS
@@ -60,7 +61,7 @@ class Inquiry:
         if not caller.operator:
             query = query.where(AUDIT.c.tenant == caller.tenant)
         if subject is not None:
-            query = query.where(AUDIT.c.subject == subject)
+            query = query.where(_is_about(subject, caller))
         with self._database.read() as connection:
             return tuple(AuditEntry(**row) for row in connection.execute(query).mappings())
 
@@ -95,3 +96,15 @@ class Inquiry:
             return None
         visible = (each for each in self._snapshot.all(caller) if each.digest == digest)
         return next(visible, None)
+
+
+def _is_about(subject: str, caller: Caller) -> ColumnElement[bool]:
+    """Whether an entry is about this thing, or a version or an alias of it.
+
+    A name without tenant is also what the caller calls so.
+    """
+    names = {subject.removeprefix(f"{DEFAULT_TENANT}/")}
+    if "/" not in subject:
+        names.add(full_name(caller.tenant, subject))
+    column = AUDIT.c.subject
+    return or_(column.in_(names), *(column.startswith(f"{name}@", autoescape=True) for name in sorted(names)))

@@ -24,7 +24,11 @@ async def list_audit(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     subject: Annotated[str | None, Query(pattern=r"^[!-~]{1,256}$")] = None,
 ) -> dict[str, object]:
-    """The changes after the one with the id `after`, oldest first; `subject`: only those of one thing."""
+    """The changes after the one with the id `after`, oldest first.
+
+    `subject`: only those of a key, a tenant, a version, an alias, or an adapter with its versions and
+    aliases.
+    """
     entries = await run_in_threadpool(
         lambda: context.registry.audit(caller, after=after, limit=limit + 1, subject=subject)
     )

@@ -52,14 +52,11 @@ def _change(before: Json, after: Json) -> str:
 
 
 def _entries(client: Client, subject: str | None, follow: bool) -> Iterator[Json]:
-    """The server looks for exactly one subject; an adapter is several, which are picked out here."""
-    exact = subject if subject is not None and "@" in subject else None
     last = 0
     while True:
-        page = client.get(path_of("audit"), after=last, limit=PAGE, subject=exact)
+        page = client.get(path_of("audit"), after=last, limit=PAGE, subject=subject)
         for entry in page["data"]:
-            if subject in (None, entry["subject"]) or entry["subject"].startswith(f"{subject}@"):
-                yield entry
+            yield entry
             last = entry["id"]
         if not page["has_more"]:
             if not follow:

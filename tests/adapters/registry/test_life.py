@@ -12,7 +12,7 @@ from adapters.errors import (
     QuotaExceeded,
 )
 from adapters.registry import life as module
-from adapters.registry.records import Caller, Target
+from adapters.registry.records import LOCAL, Caller, Target
 from adapters.registry.registry import Registry
 from tests.adapters.registry.conftest import Shop
 
@@ -201,3 +201,19 @@ def test_the_audit_log_tells_each_change_to_whom_it_concerns(shop: Shop, registr
     ][:3]
     assert registry.audit(RIVAL) == ()
     assert [entry.action for entry in registry.audit(subject="tone@default")] == ["promote"]
+
+
+def test_the_audit_log_of_one_thing(shop: Shop, registry: Registry) -> None:
+    registry.tenants.put("acme")
+    for name, caller in (("tone", LOCAL), ("tone-2", LOCAL), ("tone", ACME)):
+        shop.publish(registry, name, 1, caller=caller)
+    registry.share("tone", "rival", caller=ACME)
+
+    def subjects(subject: str, caller: Caller = LOCAL) -> list[str]:
+        return sorted({entry.subject for entry in registry.audit(caller, subject=subject)})
+
+    own = ["acme/tone", "acme/tone@1", "acme/tone@default"]
+    assert subjects("tone", ACME) == subjects("acme/tone", ACME) == subjects("acme/tone") == own
+    assert subjects("tone@1", ACME) == subjects("acme/tone@1") == ["acme/tone@1"]
+    assert subjects("tone") == subjects("default/tone") == ["tone@1", "tone@default"]
+    assert subjects("acme/tone", RIVAL) == subjects("tone_2") == subjects("t%") == []

@@ -60,7 +60,8 @@ def test_following_shows_each_change_once(
     run: Run, server: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "POLL_SECONDS", 0.0)
-    server.answers = [page(entry(1)), page(), page(entry(2), entry(3, "tone@1")), refusal(401, "revoked")]
+    server.answers = [page(entry(1)), page(), page(entry(2), entry(3)), refusal(401, "revoked")]
     ended = run("logs", "legal", "--follow")
-    assert (ended.code, ended.out.count("\n")) == (Exit.NOT_ALLOWED, 2)
+    assert (ended.code, ended.out.count("\n")) == (Exit.NOT_ALLOWED, 3)
+    assert {asked.query["subject"] for asked in server.asked} == {"legal"}
     assert [asked.query["after"] for asked in server.asked] == ["0", "1", "1", "3"]
