@@ -18,7 +18,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, func, inse
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from adapters.errors import AdapterConflict, RegistryUnavailable
+from adapters.errors import AdapterConflict, AdapterError, RegistryUnavailable
 from adapters.registry.migrate import migrate
 from adapters.registry.records import Caller
 from adapters.registry.schema import AUDIT, REVISION
@@ -80,7 +80,8 @@ class Database:
         shared: whether other processes may write to it.
 
     Raises:
-        AdapterConflict: a newer release wrote it, or the URL is none that is known.
+        AdapterConflict: a newer release wrote it.
+        AdapterError: the URL is none that is known.
         RegistryUnavailable: it can't be reached.
     """
 
@@ -164,14 +165,12 @@ def _with_driver(url: str | URL) -> URL:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
     except (ArgumentError, NoSuchModuleError):
-        raise AdapterConflict(
-            "the database URL can't be read; it is like postgresql://user@host/name"
-        ) from None
+        raise AdapterError("the database URL can't be read; it is like postgresql://user@host/name") from None
     if backend in ("postgres", "postgresql"):
         return parsed.set(drivername="postgresql+psycopg")
     if backend == "sqlite":
         return parsed
-    raise AdapterConflict(
+    raise AdapterError(
         f"the database URL is of {backend[:40]!r}; there are postgresql://... and sqlite:///..."
     )
 

@@ -40,7 +40,8 @@ def check_early(settings: Settings) -> None:
 def _unprotected(host: str) -> Unprotected:
     return Unprotected(
         f"--host {host} can be reached by others and there are no API keys: make one with `multilora keys "
-        "create --scope operator`, set MULTILORA_ADMIN_KEY, or listen on 127.0.0.1"
+        "create --scope operator` and the server's --data-dir or --database-url, set MULTILORA_ADMIN_KEY, or "
+        "listen on 127.0.0.1"
     )
 
 

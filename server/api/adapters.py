@@ -143,8 +143,9 @@ async def delete_adapter(
 
     deleted = await run_in_threadpool(delete)
     drained = await _drained(request, context, {version.digest for version in deleted}, drain_seconds)
-    refs = [version.ref for version in deleted]
-    return {"id": ref, "object": "adapter.deleted", "deleted": True, "versions": refs, "drained": drained}
+    refs = [version.ref_for(caller.tenant) for version in deleted]
+    said = refs[0] if "@" in ref else refs[0].partition("@")[0]
+    return {"id": said, "object": "adapter.deleted", "deleted": True, "versions": refs, "drained": drained}
 
 
 async def _drained(request: Request, context: ServerContext, digests: set[str], seconds: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI, Request
@@ -27,6 +28,7 @@ from adapters.errors import (
 )
 from server.engine.request import EngineError, QueueFull
 
+log = logging.getLogger(__name__)
 INVALID = "invalid_request_error"
 MESSAGE_CHARS = 1000
 CLIENT_CLOSED = 499
@@ -103,12 +105,26 @@ def from_adapter_error(error: AdapterError, param: str | None = None) -> APIErro
         (AdapterForbidden, 403, "adapter_forbidden"),
         (QuotaExceeded, 403, "quota_exceeded"),
         (AdapterConflict, 409, "adapter_conflict"),
-        (ProofUnavailable, 503, "proof_unavailable"),
-        (RegistryUnavailable, 503, "registry_unavailable"),
     ):
         if isinstance(error, kind):
             return APIError(status, str(error), param=param, code=code)
+    if isinstance(error, ProofUnavailable):
+        return APIError(503, str(error), param=param, kind="server_error", code="proof_unavailable")
+    if isinstance(error, RegistryUnavailable):
+        return _registry_unavailable(error)
     return APIError(400, str(error), param=param, code="invalid_adapter")
+
+
+def _registry_unavailable(error: RegistryUnavailable) -> APIError:
+    """Where the database and the store are, and why they fail, is for the log alone."""
+    log.warning("%s", error)
+    return APIError(
+        503,
+        "The registry's database, or the store of its files, does not answer; try again in a moment.",
+        kind="server_error",
+        code="registry_unavailable",
+        headers={"retry-after": "5"},
+    )
 
 
 def from_engine_error(error: EngineError, available: bool = True) -> APIError:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from starlette.requests import HTTPConnection
 
-from adapters.errors import AdapterError, AdapterNotFound
+from adapters.errors import AdapterError, AdapterNotFound, RegistryUnavailable
 from adapters.mixture import Mixture
 from adapters.registry.names import DEFAULT_TENANT
 from adapters.registry.records import AdapterVersion, Caller, Route
@@ -135,9 +135,11 @@ class Lease:
         """What to answer when the engine can't load what this holds.
 
         A version was checked when it was published, so that is the server's fault and no 4xx; a mixture is
-        made of what the request says.
+        made of what the request says. Its files may be out of reach for a while.
         """
-        return from_adapter_error(error, "adapters") if self.scales else EngineError(str(error))
+        if self.scales or isinstance(error, RegistryUnavailable):
+            return from_adapter_error(error, "adapters")
+        return EngineError(str(error))
 
 
 @contextmanager

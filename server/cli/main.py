@@ -69,7 +69,15 @@ def build_parser(full: Collection[str] = tuple(VERBS)) -> argparse.ArgumentParse
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code, as `Exit` has them. Why it failed is one line on stderr."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "httpx2", "huggingface_hub", "transformers"):
+    for chatty in (
+        "aiobotocore",
+        "alembic",
+        "botocore",
+        "httpx",
+        "httpx2",
+        "huggingface_hub",
+        "transformers",
+    ):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 must not end a command

@@ -37,7 +37,7 @@ def test_on_loopback_it_says_that_there_are_no_keys(host: str) -> None:
 @pytest.mark.parametrize("host", REACHABLE)
 def test_where_others_may_reach_it_it_does_not_start(host: str) -> None:
     assert not is_loopback(host)
-    with pytest.raises(Unprotected, match=r"multilora keys create.*MULTILORA_ADMIN_KEY"):
+    with pytest.raises(Unprotected, match=r"multilora keys create.*--data-dir.*MULTILORA_ADMIN_KEY"):
         check_start(Access(Stored()), host)
 
 

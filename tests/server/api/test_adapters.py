@@ -398,6 +398,10 @@ def test_tenants_do_not_see_one_another(stand: Stand) -> None:
     with stand.tenant("ops", operator=True):
         assert ids(stand.get("")) == ["acme/legal@1", "default/legal@1"]
         assert stand.upload("acme/legal", 4).json()["id"] == "acme/legal@2"
+        assert stand.delete("default/legal").json()["id"] == "default/legal"
+    with stand.tenant("acme"):
+        assert stand.delete("legal@1").json()["id"] == "acme/legal@1"
+        assert stand.delete("legal").json()["id"] == "acme/legal"
 
 
 def test_every_change_is_in_the_audit_log_with_its_caller(stand: Stand) -> None:

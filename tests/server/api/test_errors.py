@@ -17,6 +17,7 @@ from adapters.errors import (
     InvalidAlias,
     InvalidName,
     QuotaExceeded,
+    RegistryUnavailable,
 )
 from server.api.context import ServerContext
 from server.api.errors import MESSAGE_CHARS, APIError, from_adapter_error
@@ -43,6 +44,15 @@ def test_each_adapter_error_has_its_status(error: AdapterError, status: int) -> 
     answer = from_adapter_error(error)
 
     assert (answer.status, answer.message) == (status, "x")
+
+
+def test_where_the_registry_is_stays_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    answer = from_adapter_error(RegistryUnavailable("postgresql://me@inside/x does not answer"))
+
+    assert (answer.status, answer.code, answer.kind) == (503, "registry_unavailable", "server_error")
+    assert "inside" not in answer.message
+    assert "postgresql://me@inside/x does not answer" in caplog.text
+    assert answer.response().headers["retry-after"] == "5"
 
 
 def test_a_message_is_one_short_line() -> None:
@@ -82,6 +92,15 @@ def test_a_failing_engine_is_a_500(
 
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
     assert str(error) in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_store_that_is_away_is_a_503(client: TestClient, engine: FakeEngine, stream: bool) -> None:
+    engine.script = lambda request: [RegistryUnavailable("the blob store s3://inside failed")]
+    answer = client.post("/v1/completions", json={**BODY, "stream": stream})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "registry_unavailable")
+    assert "inside" not in answer.text
 
 
 def test_a_dead_engine_is_a_503(client: TestClient, engine: FakeEngine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from adapters.limits import AdapterLimits
@@ -26,6 +28,14 @@ def test_the_first_key_opens_a_server_that_starts_later(multilora: Run, tmp_path
         assert registry.audit()[0].actor == "cli"
 
 
+def test_libraries_say_nothing_beside_it(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "server.cli.main", *OPERATOR, "--data-dir", str(tmp_path)]
+    made = subprocess.run(words, capture_output=True, text=True)
+    assert (made.returncode, made.stdout.count("\n")) == (0, 1)
+    assert made.stderr.endswith("It is not shown again.\n")
+    assert made.stderr.count("\n") == 1, made.stderr
+
+
 def test_it_has_to_be_an_operators(multilora: Run, tmp_path: Path) -> None:
     ended = multilora("keys", "create", "--scope", "use", "--data-dir", tmp_path)
     assert (ended.code, "--scope operator" in ended.err) == (Exit.FAILED, True)
@@ -41,7 +51,7 @@ def test_a_server_that_runs_would_not_notice(multilora: Run, live: Live) -> None
 def test_databases_that_are_none(multilora: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert multilora(*OPERATOR, "--data-dir", tmp_path / "file" / "x").code == Exit.FAILED
-    assert multilora(*OPERATOR, "--database-url", "mysql://x").code == Exit.CONFLICT
+    assert multilora(*OPERATOR, "--database-url", "mysql://x").code == Exit.FAILED
     unreachable = "postgresql://nobody@127.0.0.1:1/none"
     assert multilora(*OPERATOR, "--database-url", unreachable).code == Exit.UNREACHABLE
 
