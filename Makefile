@@ -10,7 +10,7 @@ BENCH_WORK ?= build/bench
 # scheduler. One thread does not collapse.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: demo demo-stop test lint bench clean
+.PHONY: demo demo-stop test soak lint bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +28,11 @@ demo-stop: $(READY)
 test: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m alone $$(grep -rl --include='test_*.py' pytest.mark.alone tests)
+
+# Everything at once on one server, for minutes; `test` does it for seconds.
+SOAK_SECONDS ?= 150
+soak: $(READY)
+	$(TEST_ENV) SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -q -s tests/promises/test_soak.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
