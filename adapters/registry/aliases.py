@@ -67,7 +67,7 @@ class Aliases:
             shadow: left out where it is a target itself.
             expected: the alias's revision; 0: there is none.
             before: edition of the history that a rollback of this one goes to; 0: there is none; None: the
-                one until now.
+                last one that meant something else.
 
         Raises:
             AdapterConflict: it has another revision.
@@ -84,8 +84,10 @@ class Aliases:
             raise QuotaExceeded(
                 f"{full_name(*adapter)} has {MAX_ALIASES} aliases, the most there may be; remove some"
             )
-        if before is None and row is not None and row["targets"]:
-            before = row["edition"]
+        if before is None and row is not None and known is not None:
+            # What is only said again, such as a promotion that was sent twice, is nothing to go back to.
+            same = set(known.targets) == set(targets) and known.shadow == shadow
+            before = (row["before"] or 0) if same else row["edition"]
         tenant, adapter_name = adapter
         values = {
             "base_digest": self._base_digest,

@@ -116,6 +116,7 @@ class Past:
         self.unchecked.add(self.given)
 
     def _put(self, alias: str, targets: dict[int, int], action: str) -> None:
-        editions = self.aliases.setdefault(alias, [])
-        editions.append(Edition(targets, len(editions) if self.meaning(alias) else 0))
+        editions, known = self.aliases.setdefault(alias, []), self.meaning(alias)
+        before = editions[-1].before if known and known == targets else len(editions)
+        editions.append(Edition(targets, before if known else 0))
         self.audit.append((action, alias))

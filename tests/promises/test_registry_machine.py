@@ -77,7 +77,8 @@ class Model:
     ) -> None:
         known = self.alias(name)
         if before is None and known is not None:
-            before = len(self.aliases[name])
+            is_same = (known.targets, known.shadow) == (targets, shadow)
+            before = known.before if is_same else len(self.aliases[name])
         self.aliases.setdefault(name, []).append(Edition(targets, shadow, before or None))
 
     def publish(self, content: int, promote: str) -> bool:

@@ -104,6 +104,18 @@ def test_rolling_back_walks_further_back(three: Registry) -> None:
         three.rollback("tone", "nobody")
 
 
+def test_what_is_said_twice_is_rolled_back_once(three: Registry) -> None:
+    three.set_alias("tone", "default", targets(v1=20, v2=80))
+    three.set_alias("tone", "default", targets(v2=80, v1=20), shadow=3)
+    assert three.promote("tone@2").revision + 1 == three.promote("tone@2").revision
+    assert (means(three.rollback("tone")), three.aliases("tone")[0].shadow) == ({1: 20, 2: 80}, 3)
+    assert (means(three.rollback("tone")), three.aliases("tone")[0].shadow) == ({1: 20, 2: 80}, None)
+    three.set_alias("tone", "prod", targets(v1=100))
+    three.promote("tone@1", "prod")
+    with pytest.raises(AdapterConflict, match="has meant nothing else before"):
+        three.rollback("tone", "prod")
+
+
 def test_a_rollback_to_what_is_deleted_is_refused(three: Registry) -> None:
     three.promote("tone@1")
     three.delete("tone@3")
