@@ -1,465 +1,267 @@
 """The registry and its blobs do what plain dictionaries would, after any sequence of calls, by any replica.
 
-Each step asks one of the replicas for a change and does the same to the model, or expects the same refusal.
-Then everything that can be read is compared on every replica, and so are the files on their disks.
+Each call goes to one of the replicas and to the model, which have to say or refuse the same. Then everything
+that can be read is compared on every replica, and so are the files on their disks.
+`MACHINE_EXAMPLES=500` looks further, by chance.
+
+Planted faults that it found: a shadow, share, alias or file forgotten by a deletion, a rollback that toggles,
+numbers that come twice, a twin's files removed, and seven more.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+import os
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from adapters.base import BaseSpec
-from adapters.blobs.blobs import open_blobs
-from adapters.errors import AdapterConflict, AdapterNotFound
-from adapters.limits import AdapterLimits
-from adapters.registry.database import Database
-from adapters.registry.names import full_name
-from adapters.registry.records import LOCAL, Alias, Caller, Target
-from adapters.registry.registry import Registry
-from tests.adapters.conftest import AdapterFiles, plain_adapter, spec_of, tiny_llama
+from adapters.checkpoint.plan import AdapterPlan
+from adapters.delta import AdapterWeights
+from adapters.registry.files import Files
+from adapters.registry.records import Promote
 from tests.postgres import Cluster
+from tests.promises.registry_pair import OWNERS, Pair, open_shop
 
-Adapter = tuple[str, str]
-CALLERS = {tenant: Caller(tenant, f"key of {tenant}") for tenant in ("default", "acme", "rival")}
-ADAPTERS = st.sampled_from([("acme", "tone"), ("default", "tone")])
-ALIASES = st.sampled_from(["default", "prod"])
-PROMOTE = st.sampled_from(["auto", "auto", "yes", "no"])
+LONGER = int(os.environ.get("MACHINE_EXAMPLES", "0"))
+
+# Few of each, so that the same ones meet again.
+OWNER = st.sampled_from(OWNERS)
 REPLICA = st.integers(0, 1)
-WHO = {"adapter": ADAPTERS, "replica": REPLICA}
-NUMBER = st.integers(0, 6)
-"""Of a version: most stand for one that answers, see `Model.pick`."""
-PERCENT = st.integers(1, 99)
-KEYS = ("", "ann", "bob", "eve")
+CONTENT = st.integers(1, 3)
+ALIAS = st.sampled_from(["default", "prod"])
+OTHER = st.sampled_from(["guest", "*"])
+PROMOTE = st.sampled_from(["auto", "auto", "yes", "no"])
+PICK = st.integers(0, 7)
+"""Of a version: `Machine.pick` makes one that answers of most."""
+PERCENT = st.sampled_from([1, 10, 33, 50, 99])
+STALE = st.sampled_from([None, None, 0, 1])
+"""None: any revision is changed; else the one that is expected, off by so much."""
 
 
-@dataclass
-class Edition:
-    """What an alias meant for a while: versions with percents; none: it was removed."""
+class Machine(Pair):
+    """Single calls, and sequences that chance alone would seldom make; all is compared after each call."""
 
-    targets: dict[int, int]
-    shadow: int | None
-    before: int | None
+    @invariant()
+    def is_as_the_model_says(self) -> None:
+        self.check()
 
+    def pick(self, owner: str, pick: int) -> int:
+        """A version that answers, the newest first; of 7, and where none does: one that does not."""
+        model = self.models[owner]
+        answering = sorted(model.versions, reverse=True)
+        if pick == 7 or not answering:
+            return next(n for n in range(model.given + 1, -1, -1) if n not in model.versions)
+        return answering[pick % len(answering)]
 
-@dataclass
-class Model:
-    """Of one adapter: what its versions are, and what its aliases meant from the first day on."""
+    def revision(self, owner: str, alias: str, stale: int | None) -> int | None:
+        model = self.models[owner]
+        return None if stale is None else stale + (len(model.aliases[alias]) if model.alias(alias) else 0)
 
-    versions: dict[int, int] = field(default_factory=dict)
-    """Content by number, of those that answer."""
-    deprecated: set[int] = field(default_factory=set)
-    given: int = 0
-    aliases: dict[str, list[Edition]] = field(default_factory=dict)
-    shared: set[str] = field(default_factory=set)
+    def have(self, owner: str, replica: int) -> list[int]:
+        """At least two versions of an adapter, newest first."""
+        for content in (1, 2):
+            if len(self.models[owner].versions) < 2:
+                self.publish(owner, replica, content)
+                self.check()
+        return sorted(self.models[owner].versions, reverse=True)
 
-    def alias(self, name: str) -> Edition | None:
-        editions = self.aliases.get(name, [])
-        return editions[-1] if editions and editions[-1].targets else None
+    @rule(owner=OWNER, replica=REPLICA, content=CONTENT, promote=PROMOTE)
+    def publishes(self, owner: str, replica: int, content: int, promote: Promote) -> None:
+        self.publish(owner, replica, content, promote)
 
-    def pick(self, number: int) -> int:
-        """One of the versions that answer; for a few numbers, and where none does, one that may not."""
-        answering = sorted(self.versions)
-        return answering[number % len(answering)] if answering and number < 6 else number
+    @rule(owner=OWNER, replica=REPLICA, alias=ALIAS, pick=PICK, stale=STALE)
+    def promotes(self, owner: str, replica: int, alias: str, pick: int, stale: int | None) -> None:
+        self.promote(owner, replica, alias, self.pick(owner, pick), self.revision(owner, alias, stale))
 
-    def put(
-        self, name: str, targets: dict[int, int], shadow: int | None = None, before: int | None = None
-    ) -> None:
-        known = self.alias(name)
-        if before is None and known is not None:
-            is_same = (known.targets, known.shadow) == (targets, shadow)
-            before = known.before if is_same else len(self.aliases[name])
-        self.aliases.setdefault(name, []).append(Edition(targets, shadow, before or None))
+    @rule(owner=OWNER, replica=REPLICA, alias=ALIAS, picks=st.tuples(PICK, PICK, PICK), percent=PERCENT)
+    def mixes(self, owner: str, replica: int, alias: str, picks: tuple[int, ...], percent: int) -> None:
+        one, other, shadow = (self.pick(owner, pick) for pick in picks)
+        targets = {one: percent, other: 100 - percent} if one != other else {one: 100}
+        self.point(owner, replica, alias, targets, None if shadow in targets else shadow)
 
-    def publish(self, content: int, promote: str) -> bool:
-        newest = max(self.versions, default=0)
-        default = self.alias("default")
-        is_new = not newest or self.versions[newest] != content
-        if is_new:
-            self.given += 1
-            self.versions[self.given] = content
-        latest = max(self.versions)
-        follows = promote == "auto" and default is not None and default.targets == {newest: 100} and is_new
-        if default is None or promote == "yes" or follows:
-            assert default is None or is_new or promote == "yes"
-            if default is None or default.targets != {latest: 100}:
-                self.put("default", {latest: 100}, default.shadow if default and follows else None)
-        return is_new
+    @rule(owner=OWNER, replica=REPLICA, alias=ALIAS, pick=PICK, percent=PERCENT | st.sampled_from([0, 100]))
+    def begins_canary(self, owner: str, replica: int, alias: str, pick: int, percent: int) -> None:
+        self.canary(owner, replica, alias, self.pick(owner, pick), percent)
 
-    def meaning(self, number: int) -> set[str]:
-        return {
-            name
-            for name in self.aliases
-            if (edition := self.alias(name)) and number in {*edition.targets, edition.shadow}
-        }
+    @rule(owner=OWNER, replica=REPLICA, alias=ALIAS, stale=STALE)
+    def rolls_back(self, owner: str, replica: int, alias: str, stale: int | None) -> None:
+        self.back(owner, replica, alias, self.revision(owner, alias, stale))
 
+    @rule(owner=OWNER, replica=REPLICA, pick=PICK, reason=st.sampled_from(["old", None]))
+    def deprecates(self, owner: str, replica: int, pick: int, reason: str | None) -> None:
+        self.mark(owner, replica, self.pick(owner, pick), reason)
 
-def _action(name: str, **arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
-    return st.fixed_dictionaries(arguments).map(lambda drawn: (name, drawn))
+    @rule(owner=OWNER, replica=REPLICA, pick=PICK, force=st.booleans())
+    def deletes(self, owner: str, replica: int, pick: int, force: bool) -> None:
+        self.delete(owner, replica, self.pick(owner, pick), force)
 
+    @rule(owner=OWNER, replica=REPLICA, other=OTHER, shared=st.booleans())
+    def shares(self, owner: str, replica: int, other: str, shared: bool) -> None:
+        self.share(owner, replica, other, shared)
 
-# Hypothesis would leave out some rules in each example; as one rule, all kinds come, so often each.
-ACTIONS = [
-    *6
-    * [
-        _action(
-            "publish",
-            adapter=ADAPTERS,
-            replica=REPLICA,
-            content=st.integers(1, 3),
-            promote=PROMOTE,
-        )
-    ],
-    *3 * [_action("promote", **WHO, alias=ALIASES, number=NUMBER, stale=st.booleans())],
-    *2
-    * [
-        _action(
-            "mix",
-            adapter=ADAPTERS,
-            replica=REPLICA,
-            one=NUMBER,
-            other=NUMBER,
-            shadow=NUMBER | st.none(),
-            percent=PERCENT,
-        )
-    ],
-    *2 * [_action("canary", **WHO, alias=ALIASES, number=NUMBER, percent=PERCENT)],
-    *3 * [_action("rollback", **WHO, alias=ALIASES)],
-    *[_action("remove_alias", **WHO)],
-    *1
-    * [
-        _action(
-            "deprecate",
-            adapter=ADAPTERS,
-            replica=REPLICA,
-            number=NUMBER,
-            reason=st.sampled_from(["old", None]),
-        )
-    ],
-    *3 * [_action("delete", **WHO, number=NUMBER | st.none(), force=st.booleans())],
-    *2
-    * [
-        _action(
-            "share",
-            adapter=ADAPTERS,
-            replica=REPLICA,
-            other=st.sampled_from(["rival", "*"]),
-            shared=st.booleans(),
-        )
-    ],
-    *2 * [_action("hold", replica=REPLICA, content=st.integers(1, 3))],
-    *[_action("release")],
-    *[_action("reopen", replica=REPLICA)],
-    *[_action("sweep", replica=REPLICA)],
-]
+    @rule(replica=REPLICA, content=CONTENT)
+    def holds(self, replica: int, content: int) -> None:
+        self.hold(replica, content)
 
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK)
+    def releases(self, pick: int) -> None:
+        self.release(*self.held[pick % len(self.held)])
 
-class Opened(ExitStack):
-    """What one run needs; `url`: of its database."""
+    @rule(replica=REPLICA)
+    def reopens(self, replica: int) -> None:
+        self.reopen(replica)
 
-    url: str | None = None
-
-
-class Machine(RuleBasedStateMachine):
-    """On one database; `url` None: SQLite, where there is one replica."""
-
-    def __init__(self, base: BaseSpec, files: AdapterFiles, opened: Callable[[], Opened]) -> None:
-        super().__init__()
-        self.base, self.files = base, files
-        self.stack = opened()
-        self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.url: str | None = self.stack.url
-        self.models: dict[Adapter, Model] = {}
-        self.digests: dict[int, str] = {}
-        self.held: list[tuple[int, int]] = []
-        """Replica and content."""
-        self.replicas: list[Registry] = [self.open(number) for number in range(1 if self.url is None else 2)]
-        self.replicas[0].tenants.put("acme")
-        self.replicas[0].tenants.put("rival")
-
-    def open(self, number: int) -> Registry:
-        data = self.folder / str(number)
-        store = None if self.url is None else f"file://{self.folder / 'store'}"
-        blobs = open_blobs(data, store, None)
-        return Registry(data, self.base, AdapterLimits(), database_url=self.url, blobs=blobs)
-
-    def teardown(self) -> None:
-        for registry in self.replicas:
-            registry.close()
-        self.stack.close()
-
-    @initialize()
-    def begin(self) -> None:
-        for content in (1, 2, 3):
-            self.publish(("acme", "tone"), 0, content, "auto")
-
-    @rule(action=st.one_of(ACTIONS))
-    def act(self, action: tuple[str, dict[str, Any]]) -> None:
-        name, arguments = action
-        getattr(self, name)(**arguments)
-
-    def use(self, replica: int, adapter: Adapter) -> tuple[Registry, Model, str, Caller]:
-        """A replica, which may not have seen yet what the other did; and who owns the adapter."""
-        registry = self.replicas[replica % len(self.replicas)]
-        return registry, self.models.setdefault(adapter, Model()), adapter[1], CALLERS[adapter[0]]
-
-    def publish(self, adapter: Adapter, replica: int, content: int, promote: str) -> None:
-        registry, model, name, caller = self.use(replica, adapter)
-        config = json.dumps(json.loads(self.files.config) | {"lora_alpha": content}).encode()
-        version, is_new = registry.publish(
-            name,
-            config,
-            self.files.weights,
-            caller=caller,
-            promote=promote,  # type: ignore[arg-type]
-        )
-        assert is_new == model.publish(content, promote)
-        assert version.ref == f"{full_name(*adapter)}@{max(model.versions)}"
-        assert version.digest == self.digests.setdefault(content, version.digest)
-
-    def promote(self, adapter: Adapter, replica: int, alias: str, number: int, stale: bool) -> None:
-        registry, model, name, caller = self.use(replica, adapter)
-        number = model.pick(number)
-        revision = len(model.aliases[alias]) if model.alias(alias) else 0
-        expected = revision + 1 if stale else revision
-
-        def change() -> Alias:
-            return registry.promote(f"{name}@{number}", alias, expected=expected, caller=caller)
-
-        if number not in model.versions:
-            with pytest.raises(AdapterNotFound):
-                change()
-        elif stale:
-            with pytest.raises(AdapterConflict, match=f"is at revision {revision}, not {expected}"):
-                change()
-        else:
-            model.put(alias, {number: 100})
-            assert change().revision == len(model.aliases[alias])
-
-    def mix(
-        self, adapter: Adapter, replica: int, one: int, other: int, shadow: int | None, percent: int
-    ) -> None:
-        registry, model, name, caller = self.use(replica, adapter)
-        one, other = model.pick(one), model.pick(other)
-        shadow = None if shadow is None else model.pick(shadow)
-        if one == other or shadow in (one, other):
-            return
-        targets = [Target(one, percent), Target(other, 100 - percent)]
-        if {one, other} | ({shadow} - {None}) <= model.versions.keys():
-            registry.set_alias(name, "prod", targets, shadow=shadow, caller=caller)
-            model.put("prod", {one: percent, other: 100 - percent}, shadow)
-        else:
-            with pytest.raises(AdapterNotFound):
-                registry.set_alias(name, "prod", targets, shadow=shadow, caller=caller)
-
-    def canary(self, adapter: Adapter, replica: int, alias: str, number: int, percent: int) -> None:
-        registry, model, name, caller = self.use(replica, adapter)
-        number = model.pick(number)
-        known = model.alias(alias)
-        if number not in model.versions or known is None:
-            with pytest.raises(AdapterNotFound):
-                registry.canary(f"{name}@{number}", percent, alias, caller=caller)
-        elif set(known.targets) - {number}:
-            changed = registry.canary(f"{name}@{number}", percent, alias, caller=caller)
-            targets = {target.version: target.percent for target in changed.targets}
-            assert (targets[number], sum(targets.values())) == (percent, 100)
-            assert set(targets) - {number} <= set(known.targets)
-            model.put(alias, targets, None if known.shadow == number else known.shadow)
-
-    def rollback(self, adapter: Adapter, replica: int, alias: str) -> None:
-        registry, model, name, caller = self.use(replica, adapter)
-        known = model.alias(alias)
-        goal = model.aliases[alias][known.before - 1] if known is not None and known.before else None
-        if goal is None or not set(goal.targets) <= model.versions.keys():
-            with pytest.raises((AdapterNotFound, AdapterConflict)):
-                registry.rollback(name, alias, caller=caller)
-            return
-        registry.rollback(name, alias, caller=caller)
-        shadow = goal.shadow if goal.shadow in model.versions else None
-        model.put(alias, goal.targets, shadow, goal.before or 0)
-
-    def remove_alias(self, adapter: Adapter, replica: int) -> None:
-        registry, model, name, caller = self.use(replica, adapter)
-        if model.alias("prod") is None:
-            with pytest.raises(AdapterNotFound):
-                registry.remove_alias(name, "prod", caller=caller)
-        else:
-            registry.remove_alias(name, "prod", caller=caller)
-            model.put("prod", {})
-
-    def deprecate(self, adapter: Adapter, replica: int, number: int, reason: str | None) -> None:
-        registry, model, name, caller = self.use(replica, adapter)
-        number = model.pick(number)
-        if number not in model.versions:
-            with pytest.raises(AdapterNotFound):
-                registry.deprecate(f"{name}@{number}", reason, caller=caller)
-            return
-        registry.deprecate(f"{name}@{number}", reason, caller=caller)
-        (model.deprecated.add if reason else model.deprecated.discard)(number)
-
-    def delete(self, adapter: Adapter, replica: int, number: int | None, force: bool) -> None:
-        registry, model, name, caller = self.use(replica, adapter)
-        number = None if number is None else model.pick(number)
-        ref = name if number is None else f"{name}@{number}"
-        doomed = set(model.versions) if number is None else {number} & model.versions.keys()
-        meaning = {alias for alias in model.aliases if model.alias(alias)} - {"default"}
-        if number is not None:
-            meaning = model.meaning(number)
-        if not doomed or (meaning and not force):
-            with pytest.raises(AdapterConflict if doomed else AdapterNotFound):
-                registry.delete(ref, caller=caller, force=force)
-            return
-        assert {version.version for version in registry.delete(ref, caller=caller, force=force)} == doomed
-        for each in doomed:
-            del model.versions[each]
-            model.deprecated.discard(each)
-        for alias in sorted(model.aliases):
-            self.leave(registry, adapter, alias, doomed)
-        if not model.versions:
-            model.shared.clear()
-
-    def leave(self, registry: Registry, adapter: Adapter, alias: str, doomed: set[int]) -> None:
-        """What an alias means after its versions were deleted: how the others share is for it to say."""
-        model = self.models[adapter]
-        known = model.alias(alias)
-        if known is None or not doomed & {*known.targets, known.shadow}:
-            return
-        left = set(known.targets) - doomed
-        if not left and alias == "default" and model.versions:
-            left = {max(model.versions)}
-        shadow = None if not left or known.shadow in doomed | left else known.shadow
-        targets: dict[int, int] = {}
-        if left:
-            found = {each.alias: each for each in registry.aliases(full_name(*adapter))}[alias]
-            targets = {target.version: target.percent for target in found.targets}
-            assert (set(targets), sum(targets.values())) == (left, 100)
-        model.put(alias, targets, shadow)
-
-    def share(self, adapter: Adapter, replica: int, other: str, shared: bool) -> None:
-        registry, model, name, caller = self.use(replica, adapter)
-        if shared and not model.versions:
-            with pytest.raises(AdapterNotFound):
-                registry.share(name, other, caller=caller)
-            return
-        (registry.share if shared else registry.unshare)(name, other, caller=caller)
-        (model.shared.add if shared else model.shared.discard)(other)
-
-    def hold(self, replica: int, content: int) -> None:
-        number = replica % len(self.replicas)
-        registry = self.replicas[number]
-        registry._parts.sync.catch_up()
-        if content in self.live() or (number, content) in self.held:
-            registry.hold(self.digests[content])
-            assert registry.load(self.digests[content]).digest == self.digests[content]
-            self.held.append((number, content))
-        elif content in self.digests:
-            with pytest.raises(AdapterNotFound):
-                registry.hold(self.digests[content])
-
-    def release(self) -> None:
-        if self.held:
-            number, content = self.held.pop(0)
-            self.replicas[number].release(self.digests[content])
-
-    def reopen(self, replica: int) -> None:
-        number = replica % len(self.replicas)
-        self.replicas[number].close()
-        self.held = [(holder, content) for holder, content in self.held if holder != number]
-        self.replicas[number] = self.open(number)
-
-    def sweep(self, replica: int) -> None:
+    @rule(replica=REPLICA)
+    def sweeps(self, replica: int) -> None:
         report = self.replicas[replica % len(self.replicas)].sweep()
         assert (report.checked, report.quarantined, report.missing) == (len(self.live()), (), ())
 
-    def live(self) -> set[int]:
-        return {content for model in self.models.values() for content in model.versions.values()}
+    # Sequences
 
-    @invariant()
-    def every_replica_says_what_the_model_says(self) -> None:
-        for number, registry in enumerate(self.replicas):
-            registry._parts.sync.catch_up()
-            for adapter, model in self.models.items():
-                self.compare(registry, adapter, model)
-            assert len(registry.list()) == sum(len(model.versions) for model in self.models.values())
-            held = {self.digests[content] for holder, content in self.held if holder == number}
-            live = {self.digests[content] for content in self.live()}
-            here = set(registry._blobs.digests())
-            assert here == live | held if self.url is None else here <= live | held and held <= here
+    @rule(owner=OWNER, replica=REPLICA, content=CONTENT, other=OTHER, force=st.booleans())
+    def is_born_again(self, owner: str, replica: int, content: int, other: str, force: bool) -> None:
+        """What was deleted leaves nothing to the next of its name: no share, no alias, no way back."""
+        self.have(owner, replica)
+        self.promote(owner, replica, "prod", self.pick(owner, 0))
+        self.share(owner, replica, other)
+        self.check()
+        self.delete(owner, replica, None, force=False)
+        if force:
+            self.remove(owner, replica)
+            self.check()
+        self.delete(owner, replica, None, force=not force)
+        self.check()
+        self.publish(owner, replica, content)
+        self.check()
+        self.back(owner, replica, "default")
 
-    def compare(self, registry: Registry, adapter: Adapter, model: Model) -> None:
-        name = full_name(*adapter)
-        versions = {version.version: version for version in registry.versions(name)}
-        assert {number: version.digest for number, version in versions.items()} == {
-            number: self.digests[content] for number, content in model.versions.items()
-        }
-        assert {n for n, version in versions.items() if version.state == "deprecated"} == model.deprecated
-        for alias in ("default", "prod"):
-            edition = model.alias(alias)
-            if edition is None:
-                with pytest.raises(AdapterNotFound):
-                    registry.resolve(f"{name}@{alias}")
-                continue
-            for key in KEYS:
-                route = registry.route(f"{name}@{alias}", LOCAL, key)
-                assert route == self.replicas[0].route(f"{name}@{alias}", LOCAL, key)
-                assert route.version.version in edition.targets
-                assert (route.shadow.version if route.shadow else None) == edition.shadow
-        if model.versions:
-            told = {alias.alias: alias for alias in registry.aliases(name)}
-            means = {
-                alias: {target.version: target.percent for target in each.targets}
-                for alias, each in told.items()
-            }
-            assert means == {a: e.targets for a in model.aliases if (e := model.alias(a)) is not None}
-            assert {a: each.revision for a, each in told.items()} == {a: len(model.aliases[a]) for a in told}
-        seen = [version.ref for version in registry.list(CALLERS["rival"]) if version.full_name == name]
-        assert bool(seen) == bool(model.shared and model.versions)
+    @rule(owner=OWNER, replica=REPLICA)
+    def has_a_shadow(self, owner: str, replica: int) -> None:
+        """A shadow is needed, also by a way back."""
+        new, old, *_ = self.have(owner, replica)
+        self.point(owner, replica, "prod", {new: 100}, shadow=old)
+        self.promote(owner, replica, "default", new)
+        self.check()
+        self.delete(owner, replica, old, force=False)
+        self.promote(owner, replica, "prod", new)
+        self.check()
+        self.delete(owner, replica, old)
+        self.check()
+        self.back(owner, replica, "prod")
+
+    @rule(owner=OWNER, replica=REPLICA, alias=ALIAS, percent=PERCENT)
+    def walks_back(self, owner: str, replica: int, alias: str, percent: int) -> None:
+        new, old, *_ = self.have(owner, replica)
+        self.promote(owner, replica, alias, old)
+        self.canary(owner, replica, alias, new, percent)
+        self.check()
+        self.promote(owner, replica, alias, new)
+        for _ in range(3):
+            self.back(owner, replica, alias)
+            self.check()
+        self.remove(owner, replica)
+        self.promote(owner, replica, "prod", new)
+        self.back(owner, replica, "prod")
+
+    @rule(owner=OWNER, replica=REPLICA, content=CONTENT)
+    def is_held_while_deleted(self, owner: str, replica: int, content: int) -> None:
+        self.publish(owner, replica, content)
+        held = self.hold(replica, content)
+        assert held
+        for each in OWNERS:
+            for number in [n for n, known in self.models[each].versions.items() if known == content]:
+                self.delete(each, replica, number)
+                self.check()
+        self.release(replica, content)
+
+    @rule(owners=st.permutations(OWNERS), replica=REPLICA, content=CONTENT)
+    def is_there_twice(self, owners: list[str], replica: int, content: int) -> None:
+        for owner in owners:
+            self.publish(owner, replica, content)
+        for owner in owners:
+            self.delete(owner, replica, max(self.models[owner].versions))
+            self.check()
+
+    @rule(owner=OWNER, replica=REPLICA, alias=ALIAS)
+    def is_deprecated_and_meant(self, owner: str, replica: int, alias: str) -> None:
+        new, old, *_ = self.have(owner, replica)
+        self.mark(owner, replica, old, "old")
+        self.promote(owner, replica, alias, old)
+        self.check()
+        self.publish(owner, replica, self.models[owner].versions[new])
+        self.mark(owner, replica, old, None)
+
+    @rule(owner=OWNER, replica=REPLICA)
+    def has_its_quota(self, owner: str, replica: int) -> None:
+        new, old, *_ = self.have(owner, replica)
+        model = self.models[owner]
+        content = model.versions[new] % 3 + 1
+        self.allow(owner, len(model.versions))
+        self.publish(owner, replica, content)
+        self.check()
+        self.delete(owner, replica, old)
+        self.publish(owner, replica, content)
+        self.check()
+        self.allow(owner, None)
+
+    @precondition(lambda self: len(self.replicas) > 1)
+    @rule(owner=OWNER, replica=REPLICA, content=CONTENT, pick=st.integers(0, 6), alias=ALIAS)
+    def changes_apart(self, owner: str, replica: int, content: int, pick: int, alias: str) -> None:
+        """One replica changes what the other one changed and does not know yet."""
+        self.publish(owner, replica, content)
+        self.promote(owner, 1 - replica, alias, self.pick(owner, pick))
+        self.delete(owner, replica, self.pick(owner, pick + 1))
+        self.back(owner, 1 - replica, alias)
+        self.share(owner, replica, "guest")
 
 
-def _migrated(url: str) -> None:
-    Database(url).close()
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> AdapterFiles:
-    return plain_adapter(tmp_path_factory.mktemp("machine") / "adapter")
-
-
-def drive(adapter: AdapterFiles, cluster: Cluster | None, examples: int) -> None:
-    base = spec_of(tiny_llama())
-
-    def opened() -> Opened:
-        stack = Opened()
-        if cluster is not None:
-            stack.url = stack.enter_context(cluster.database(_migrated))
-        return stack
-
+def drive(folder: Path, cluster: Cluster | None, examples: int) -> int:
+    """How many calls were made."""
+    shop = open_shop(folder, cluster)
     run_state_machine_as_test(
-        cast(type[RuleBasedStateMachine], lambda: Machine(base, adapter, opened)),
+        cast(type[RuleBasedStateMachine], lambda: Machine(shop)),
         settings=settings(
-            max_examples=examples,
+            max_examples=LONGER or examples,
             stateful_step_count=30,
             deadline=None,
-            derandomize=True,
+            derandomize=not LONGER,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+    return shop.calls
 
 
-def test_sqlite(adapter: AdapterFiles) -> None:
-    drive(adapter, None, 16)
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What survives a crash, and what is right in a file, is for other tests: no waiting for the disk, and
+    each content is checked once."""
+    known: dict[bytes, tuple[AdapterPlan, AdapterWeights]] = {}
+
+    def check(files: Files, folder: Path, config: bytes, labels: tuple[str, ...]) -> Any:
+        if config not in known:
+            known[config] = real(files, folder, config, labels)
+        return known[config]
+
+    real = Files.check
+    monkeypatch.setattr(Files, "check", check)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-def test_two_replicas_on_postgres(adapter: AdapterFiles, postgres: Cluster) -> None:
-    drive(adapter, postgres, 10)
+def test_sqlite(tmp_path: Path) -> None:
+    assert drive(tmp_path, None, 20) > 1_000
+
+
+def test_two_replicas_on_postgres(tmp_path: Path, postgres: Cluster) -> None:
+    assert drive(tmp_path, postgres, 6) > 300
