@@ -5,7 +5,7 @@ that can be read is compared on every replica, and so are the files on their dis
 `MACHINE_EXAMPLES=500` looks further, by chance.
 
 Planted faults that it found: a shadow, share, alias or file forgotten by a deletion, a rollback that toggles,
-numbers that come twice, a twin's files removed, and seven more.
+numbers that come twice, a twin's files removed, and twelve more.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class Machine(Pair):
         model = self.models[owner]
         return None if stale is None else stale + (len(model.aliases[alias]) if model.alias(alias) else 0)
 
-    def have(self, owner: str, replica: int) -> list[int]:
-        """At least two versions of an adapter, newest first."""
-        for content in (1, 2):
-            if len(self.models[owner].versions) < 2:
+    def have(self, owner: str, replica: int, least: int = 2) -> list[int]:
+        """At least two versions of an adapter, or three, newest first."""
+        for content in (1, 2, 1, 2):
+            if len(self.models[owner].versions) < least:
                 self.publish(owner, replica, content)
                 self.check()
         return sorted(self.models[owner].versions, reverse=True)
@@ -174,8 +174,17 @@ class Machine(Pair):
         self.promote(owner, replica, "prod", new)
         self.back(owner, replica, "prod")
 
-    @rule(owner=OWNER, replica=REPLICA, content=CONTENT)
-    def is_held_while_deleted(self, owner: str, replica: int, content: int) -> None:
+    @rule(owner=OWNER, replica=REPLICA, alias=ALIAS, percent=PERCENT, share=PERCENT)
+    def has_three_targets(self, owner: str, replica: int, alias: str, percent: int, share: int) -> None:
+        new, one, other, *_ = self.have(owner, replica, least=3)
+        self.point(owner, replica, alias, {one: share, other: 100 - share})
+        self.canary(owner, replica, alias, new, percent)
+        self.check()
+        self.delete(owner, replica, one)
+
+    @rule(owner=OWNER, replica=REPLICA, content=CONTENT, ends=st.booleans())
+    def is_held_while_deleted(self, owner: str, replica: int, content: int, ends: bool) -> None:
+        """The files go with the last hold, or with the process that held them."""
         self.publish(owner, replica, content)
         held = self.hold(replica, content)
         assert held
@@ -183,7 +192,10 @@ class Machine(Pair):
             for number in [n for n, known in self.models[each].versions.items() if known == content]:
                 self.delete(each, replica, number)
                 self.check()
-        self.release(replica, content)
+        if ends:
+            self.reopen(replica)
+        else:
+            self.release(replica, content)
 
     @rule(owners=st.permutations(OWNERS), replica=REPLICA, content=CONTENT)
     def is_there_twice(self, owners: list[str], replica: int, content: int) -> None:
