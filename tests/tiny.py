@@ -188,6 +188,7 @@ def make_adapter(model: Any, folder: Path, seed: int, **config: Any) -> Path:
     lora = LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", "r": 4, **config})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of fan_in_fan_out, which it then corrects itself
+        torch.manual_seed(seed)  # PEFT draws what it begins with
         peft_model = get_peft_model(copy.deepcopy(model), lora)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-
-# The parser's module is private, but has had this shape since Python 3.11; the tests compare it with `re`.
-from re import _constants as op  # type: ignore[attr-defined]
-from re import _parser  # type: ignore[attr-defined]
+from importlib import import_module
 from typing import Any
 
 from adapters.errors import InvalidAdapter
+
+# The parser's modules are private, but have had this shape since Python 3.11; the tests compare it with `re`.
+op: Any = import_module("re._constants")
+_parser: Any = import_module("re._parser")
 
 MAX_LENGTH = 2000
 MAX_DEPTH = 20

@@ -34,6 +34,7 @@ def untrained(model: PreTrainedModel, config: PeftConfig) -> Any:
 
 def trained(model: PreTrainedModel, folder: Path, config: PeftConfig, seed: int = 1, **save: Any) -> Any:
     """A copy of `model` with all that PEFT trains by `config` moved by chance; saved in `folder`."""
+    torch.manual_seed(seed)  # PEFT draws what it begins with
     wrapped = untrained(model, config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT looks for the base's config on the hub

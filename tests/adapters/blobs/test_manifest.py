@@ -62,7 +62,7 @@ def with_file(name: str, entry: object) -> bytes:
         (text(format=None), "has format None"),
         (text(digest="e" * 64), "not the one of this digest"),
         (text(files=[]), "not the one of this digest"),
-        (text(files={}), "must list adapter_config.json"),
+        (text(files={}), "must list adapter_config.json, adapter_model.safetensors and at most labels.json"),
         (with_file("../../etc/passwd", ENTRY), "must list adapter_config.json"),
         (with_file("derived.safetensors", ENTRY), "must list adapter_config.json"),
         (with_file("labels.json", None), "labels.json must have a sha256"),

@@ -104,7 +104,7 @@ def test_tenants_see_what_is_theirs_and_what_is_shared(ask: Run, live: Live) -> 
     for name in ("hidden", "shown"):
         assert ask("push", name, live.adapter(1)).code == 0
     assert ask("share", "shown", "seeing").code == 0
-    assert [entry["id"] for entry in ask("ls", "--key", key, "--json").json["data"]] == ["shown@1"]
+    assert [entry["id"] for entry in ask("ls", "--key", key, "--json").json["data"]] == ["default/shown@1"]
     assert ask("show", "default/shown", "--key", key).code == 0
     assert ask("show", "default/hidden", "--key", key).code == Exit.NOT_FOUND
     assert ask("push", "mine", live.adapter(1), "--key", key).code == Exit.NOT_ALLOWED

@@ -68,7 +68,7 @@ def test_a_tombstone_is_shown(ask: Run, live: Live) -> None:
 
 
 def test_another_tenants_bare_name_is_not_ones_own(ask: Run, live: Live) -> None:
-    """An adapter of the default tenant is `twin@1` in every answer; asked for so it would be one's own."""
+    """What the default tenant shares is told of as `default/twin`: a bare name is one's own."""
     assert ask("tenants", "set", "twins").code == 0
     key = live.key("use", "publish", tenant="twins")
     assert ask("push", "twin", live.adapter(1)).code == 0
@@ -76,6 +76,6 @@ def test_another_tenants_bare_name_is_not_ones_own(ask: Run, live: Live) -> None
     assert ask("share", "twin", "twins").code == 0
     assert ask("push", "twin", live.adapter(3), "--key", key).code == 0
     found = ask("show", "default/twin", "--key", key, "--json").json
-    assert found["adapter"]["id"] == "twin@2"
-    assert [alias["id"] for alias in found["aliases"]] == ["twin@default"]
+    assert found["adapter"]["id"] == "default/twin@2"
+    assert [alias["id"] for alias in found["aliases"]] == ["default/twin@default"]
     assert ask("show", "twin", "--key", key, "--json").json["adapter"]["id"] == "twins/twin@1"

@@ -50,6 +50,7 @@ def save(model: Any, folder: Path, config: PeftConfig, seed: int = 1) -> Files:
     """An adapter of `config` on a copy of `model`, all that is trained moved by random amounts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of fan_in_fan_out, and looks for the base on the hub
+        torch.manual_seed(seed)  # PEFT draws what it begins with
         wrapped = get_peft_model(copy.deepcopy(model), config)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -117,7 +118,8 @@ def check(tuner: Any, model: Any, files: Files, rank: int | None = None) -> dict
     records = read(tuner, model, files)
     expected = _forward(peft_model(model, files.folder))
     assert (expected - _forward(model)).abs().max() > 0.01, "the adapter does nothing"
-    torch.testing.assert_close(logits(model, records), expected, atol=1e-5, rtol=1e-5)
+    # Rounding of float32 grows with the numbers that are added up: as in the matrix, of the largest logit.
+    assert (logits(model, records) - expected).abs().max() <= 1e-5 * expected.abs().max()
     for record in records.values():
         assert rank is None or record.rank == rank
         assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in record.tensors())
