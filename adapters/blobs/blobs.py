@@ -274,7 +274,7 @@ def open_blobs(data_dir: Path, blob_url: str | None, cache_bytes: int | None) ->
     Raises:
         AdapterError: the URL is wrong, or the store can't be written to, read and listed; in one line.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if blob_url is None:
         if cache_bytes is not None:
             raise AdapterError("--blob-cache-gb is for the cache of a --blob-url, and there is none")

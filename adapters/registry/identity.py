@@ -26,7 +26,7 @@ class DataDir:
     """
 
     def __init__(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)  # other users of the machine read nothing in it
         self.path = path
         self._in_use = (path / "lock").open("w")
         try:

@@ -36,6 +36,10 @@ class Caller:
     actor: str = "local"
     operator: bool = False
 
+    def owns(self, tenant: str) -> bool:
+        """Whether what belongs to `tenant` is this caller's to change, and all that is known of it to see."""
+        return self.operator or self.tenant == tenant
+
 
 LOCAL = Caller(operator=True)
 """The process itself, and whoever asks a server without keys."""

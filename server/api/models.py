@@ -68,10 +68,9 @@ def adapter_card(context: ServerContext, caller: Caller, model: str, version: Ad
 
     `parent_adapter` is what its training began with, which is told only to who owns it.
     """
-    owns = caller.operator or caller.tenant == version.tenant
     return {
         **_card(context, model, version.created, version.ref_for(caller.tenant), context.base.name),
-        "parent_adapter": version.lineage.parent if owns else None,
+        "parent_adapter": version.lineage.parent if caller.owns(version.tenant) else None,
         "task": version.task,
         "labels": list(version.labels),
     }

@@ -89,7 +89,10 @@ def lineage_object(lineage: Lineage) -> Object:
 
 
 def alias_object(caller: Caller, alias: Alias) -> Object:
-    """One alias, or what it was before one of its changes; named as in `AdapterVersion.ref_for`."""
+    """One alias, or what it was before one of its changes; named as in `AdapterVersion.ref_for`.
+
+    Whose key changed it is told to who owns it.
+    """
     name = full_name(alias.tenant, alias.name)
     if alias.tenant == DEFAULT_TENANT != caller.tenant:
         name = f"{alias.tenant}/{alias.name}"
@@ -105,7 +108,7 @@ def alias_object(caller: Caller, alias: Alias) -> Object:
         "shadow": alias.shadow,
         "revision": alias.revision,
         "updated": int(alias.updated),
-        "actor": alias.actor,
+        "actor": alias.actor if caller.owns(alias.tenant) else None,
     }
 
 

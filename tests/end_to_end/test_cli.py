@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,13 @@ def test_what_is_merged_is_a_model(shell: Shell, tmp_path: Path) -> None:
 def test_an_interrupt_ends_quietly(shell: Shell) -> None:
     words = [*COMMAND, "logs", "--follow"]
     process = subprocess.Popen(
-        words, env=shell.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        words,
+        env=shell.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What was started in the background ignores it, and so would the command.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline()

@@ -15,6 +15,7 @@ from tests.adapters.conftest import LIMITS, AdapterFiles
 
 def test_one_at_a_time_and_the_same_replica_again(tmp_path: Path) -> None:
     first = DataDir(tmp_path / "data")
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
     with pytest.raises(AdapterConflict, match="in use by another server"):
         DataDir(tmp_path / "data")
     first.bind("d" * 32, is_inside=True)
