@@ -6,6 +6,7 @@ Their `A` matrices are stored side by side, so that one product serves all of th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -25,7 +26,7 @@ _ALIGNMENT = 16  # bytes at whose multiples the matrices begin, as GPUs read the
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class Placed(ABC):
     """One adapter version ready to compute with, in the form that its batch wants.
 
     Attributes:
@@ -43,13 +44,13 @@ class Placed:
     invocation: tuple[int, ...] = field(default=(), kw_only=True)
     members: tuple[str, ...] = field(default=(), kw_only=True)
 
+    @abstractmethod
     def to(self, device: torch.device) -> Self:
         """The same adapter on `device`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
         """All that `to` copies."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

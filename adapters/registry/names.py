@@ -38,6 +38,14 @@ def full_name(tenant: str, name: str) -> str:
     return name if tenant == DEFAULT_TENANT else f"{tenant}/{name}"
 
 
+def name_for(caller: str, tenant: str, name: str) -> str:
+    """The name by which a caller of the tenant `caller` can ask for `name` of `tenant`.
+
+    To other tenants those of the default one are `default/name`: a bare name would be their own.
+    """
+    return f"{tenant}/{name}" if tenant == DEFAULT_TENANT != caller else full_name(tenant, name)
+
+
 def parse_ref(text: str) -> Ref:
     """`name`, `name@3`, `name@alias`, each also as `tenant/...`.
 

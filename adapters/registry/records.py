@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from adapters.registry.names import DEFAULT_TENANT, full_name
+from adapters.registry.names import DEFAULT_TENANT, full_name, name_for
 from adapters.registry.proof import NO_PROOF, Proof
 
 State = Literal["uploaded", "checking", "ready", "refused", "deprecated", "deleted"]
@@ -129,12 +129,8 @@ class AdapterVersion:
         return f"{self.full_name}@{self.version}"
 
     def ref_for(self, tenant: str) -> str:
-        """The reference by which a caller of `tenant` can ask for it.
-
-        To other tenants those of the default one are `default/name@version`: a bare name would be their own.
-        """
-        own = self.tenant == tenant or self.tenant != DEFAULT_TENANT
-        return self.ref if own else f"{self.tenant}/{self.ref}"
+        """The reference by which a caller of `tenant` can ask for it; see `name_for`."""
+        return f"{name_for(tenant, self.tenant, self.name)}@{self.version}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from adapters.errors import TenantNotFound
 from adapters.registry.keys import MAX_PAGE
-from adapters.registry.records import Key, Scope
+from adapters.registry.records import Scope
+from server.access.shown import key_object
 from server.api.auth import CurrentCaller, CurrentPrincipal, insufficient_scope
 from server.api.body import read_json
 from server.api.context import Context, OpenContext
@@ -96,25 +97,3 @@ async def get_key(context: Context, caller: CurrentCaller, id: str) -> dict[str,
 async def revoke_key(context: OpenContext, caller: CurrentCaller, id: str) -> dict[str, object]:
     """Revoke a key. It stays in the list; to revoke it twice changes nothing."""
     return key_object(await run_in_threadpool(lambda: context.registry.keys.revoke(id, caller)))
-
-
-def key_object(key: Key) -> dict[str, object]:
-    """A key as the API shows it; times are Unix times in seconds, or null."""
-    return {
-        "id": key.id,
-        "object": "api_key",
-        "tenant": key.tenant,
-        "name": key.name,
-        "scopes": list(key.scopes),
-        "created": int(key.created),
-        "expires": None if key.expires is None else int(key.expires),
-        "revoked": None if key.revoked is None else int(key.revoked),
-        "state": state(key),
-    }
-
-
-def state(key: Key) -> str:
-    """`valid`, `expired` or `revoked`."""
-    if key.revoked is not None:
-        return "revoked"
-    return "valid" if key.expires is None or key.expires > time.time() else "expired"

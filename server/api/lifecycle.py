@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from fastapi import APIRouter, Request
@@ -10,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from adapters.registry.names import DEFAULT_ALIAS
-from adapters.registry.records import Caller, Desired
+from adapters.registry.records import Alias, Caller, Desired
 from server.api.aliases import Revision, expected_revision, move
 from server.api.auth import CurrentCaller
 from server.api.body import read_json
@@ -45,35 +47,22 @@ class DeprecateRequest(Strict):
 async def promote(request: Request, context: OpenContext, caller: CurrentCaller, ref: str) -> Response:
     """Make an alias mean one version, alone."""
     body = await _read_optional(request, MoveRequest)
-    expected = expected_revision(request, body.expected_revision)
-    return await move(
-        context,
-        caller,
-        lambda: context.registry.promote(ref, body.alias, expected=expected, caller=caller),
-    )
+    return await _moved(request, context, caller, body, partial(context.registry.promote, ref, body.alias))
 
 
 @router.post("/v1/adapters/{name:path}/rollback")
 async def rollback(request: Request, context: OpenContext, caller: CurrentCaller, name: str) -> Response:
     """Make an alias mean what it did before its last change."""
     body = await _read_optional(request, MoveRequest)
-    expected = expected_revision(request, body.expected_revision)
-    return await move(
-        context,
-        caller,
-        lambda: context.registry.rollback(name, body.alias, expected=expected, caller=caller),
-    )
+    return await _moved(request, context, caller, body, partial(context.registry.rollback, name, body.alias))
 
 
 @router.post("/v1/adapters/{ref:path}/canary")
 async def canary(request: Request, context: OpenContext, caller: CurrentCaller, ref: str) -> Response:
     """Give one version a share of an alias's requests."""
     body = await read_json(request, CanaryRequest)
-    expected = expected_revision(request, body.expected_revision)
-    return await move(
-        context,
-        caller,
-        lambda: context.registry.canary(ref, body.percent, body.alias, expected=expected, caller=caller),
+    return await _moved(
+        request, context, caller, body, partial(context.registry.canary, ref, body.percent, body.alias)
     )
 
 
@@ -101,6 +90,17 @@ async def pin(context: OpenContext, caller: CurrentCaller, ref: str) -> Object:
 async def unpin(context: OpenContext, caller: CurrentCaller, ref: str) -> Object:
     """Take `pin` or `preload` back; what is loaded stays until there is need of room."""
     return await _want(context, caller, ref, "")
+
+
+async def _moved(
+    request: Request,
+    context: ServerContext,
+    caller: Caller,
+    body: MoveRequest,
+    change: Callable[..., Alias],
+) -> Response:
+    expected = expected_revision(request, body.expected_revision)
+    return await move(context, caller, lambda: change(expected=expected, caller=caller))
 
 
 async def _want(context: ServerContext, caller: Caller, ref: str, desired: Desired) -> Object:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from adapters.errors import AdapterNotFound
 from adapters.registry.lineage import quantization_warning
-from adapters.registry.names import DEFAULT_TENANT, full_name, parse_ref
+from adapters.registry.names import full_name, name_for, parse_ref
 from adapters.registry.records import LIVE, AdapterVersion, Alias, Caller, Lineage
 from server.api.context import ServerContext
 
@@ -89,13 +89,11 @@ def lineage_object(lineage: Lineage) -> Object:
 
 
 def alias_object(caller: Caller, alias: Alias) -> Object:
-    """One alias, or what it was before one of its changes; named as in `AdapterVersion.ref_for`.
+    """One alias, or what it was before one of its changes; named as `caller` can ask for it.
 
     Whose key changed it is told to who owns it.
     """
-    name = full_name(alias.tenant, alias.name)
-    if alias.tenant == DEFAULT_TENANT != caller.tenant:
-        name = f"{alias.tenant}/{alias.name}"
+    name = name_for(caller.tenant, alias.tenant, alias.name)
     return {
         "id": f"{name}@{alias.alias}",
         "object": "adapter.alias",

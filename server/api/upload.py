@@ -7,11 +7,11 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -36,6 +36,7 @@ WORD_BYTES = 64
 IDLE_SECONDS = 60.0
 _REQUIRED = ("name", "config", "weights")
 _PROMOTE = ("auto", "yes", "no")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +59,7 @@ class Upload:
 
     def publish(self, registry: Registry, caller: Caller) -> tuple[AdapterVersion, bool]:
         """Check it and make it a version, before this returns."""
-        return registry.publish(
-            self.name,
-            self.config,
-            self.weights,
-            "upload",
-            self.labels,
-            self.quantization,
-            caller=caller,
-            lineage=self.lineage,
-            promote=self.promote,
-            digest=self.digest,
-        )
+        return self._sent_to(registry.publish, caller)
 
     def known(self, registry: Registry, caller: Caller) -> AdapterVersion | None:
         """The newest version, if its content is what the client says that it sends."""
@@ -78,7 +68,10 @@ class Upload:
 
     def begin(self, registry: Registry, caller: Caller) -> AdapterVersion:
         """Make it a version whose check is to come; the registry keeps the files."""
-        return registry.begin(
+        return self._sent_to(registry.begin, caller)
+
+    def _sent_to(self, take: Callable[..., T], caller: Caller) -> T:
+        return take(
             self.name,
             self.config,
             self.weights,

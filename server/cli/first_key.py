@@ -13,6 +13,7 @@ from adapters.registry.identity import SQLITE_FILE, DataDir
 from adapters.registry.keys import Keys
 from adapters.registry.names import DEFAULT_TENANT
 from adapters.registry.records import Caller
+from server.access.shown import key_object
 from server.cli.client import Json
 from server.cli.exits import Exit, Failed
 
@@ -53,18 +54,7 @@ def create_key(wanted: Json, data_dir: Path | None, database_url: str | None) ->
             )
     except AdapterError as error:
         raise Failed(str(error), _EXITS.get(type(error), Exit.FAILED)) from None
-    return {
-        "id": key.id,
-        "object": "api_key",
-        "tenant": key.tenant,
-        "name": key.name,
-        "scopes": list(key.scopes),
-        "created": int(key.created),
-        "expires": None if key.expires is None else int(key.expires),
-        "revoked": None,
-        "state": "valid",
-        "secret": secret,
-    }
+    return {**key_object(key), "secret": secret}
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,9 @@ class NativeAdapter(Placed):
         if device.type != "cpu":
             raise ValueError(f"a native adapter can't be moved to {device}")
         return self
+
+    def tensors(self) -> Iterator[Tensor]:
+        return iter(())
 
 
 def place(library: ctypes.CDLL, weights: AdapterWeights, groups: Groups) -> NativeAdapter:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from adapters.batch.placed import Placed
+import torch
+
+from adapters.batch.placed import PlacedAdapter
 from adapters.batch.segment import Segment, coalesce
 
-A, B = Placed("a", 0), Placed("b", 0)
+
+def placed(digest: str) -> PlacedAdapter:
+    """An adapter that does nothing."""
+    return PlacedAdapter(digest, 0, {}, 0, 0, torch.empty(0))
+
+
+A, B = placed("a"), placed("b")
 
 
 def test_neighbours_with_one_adapter_are_joined() -> None:
@@ -16,4 +24,4 @@ def test_neighbours_with_one_adapter_are_joined() -> None:
 
 def test_an_adapter_loaded_anew_is_another() -> None:
     """Its matrices lie elsewhere, though the digest is the same."""
-    assert len(coalesce([Segment(0, 1, A), Segment(1, 2, Placed("a", 0))])) == 2
+    assert len(coalesce([Segment(0, 1, A), Segment(1, 2, placed("a"))])) == 2
