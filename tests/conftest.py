@@ -22,6 +22,10 @@ LONGEST = (
     "promises/test_mutated_files.py",
     "promises/test_openapi.py",
     "promises/test_bounds_come_before_memory.py",
+    "promises/test_what_was_said_survives.py",
+    "promises/test_registry_machine.py",
+    "promises/test_replicas.py",
+    "end_to_end/test_lifecycle.py",
     "test_demo.py",
 )
 """Files that take longest: they go first, so that two processes that share all files end together."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -21,26 +19,9 @@ from tests.postgres import Cluster
 SECRET = re.compile(r"ml-[0-9a-f]{12}-[A-Za-z0-9_-]{43}")
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "registry.sqlite3"
-    migrated(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, template: Path, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        shutil.copy(template, tmp_path)
-        yield f"sqlite:///{tmp_path / template.name}"
-    else:
-        with request.getfixturevalue("postgres").database(migrated) as url:
-            yield url
-
-
 @pytest.fixture
-def here(url: str) -> Iterator[Replica]:
-    with replica(url) as running:
+def here(migrated_url: str) -> Iterator[Replica]:
+    with replica(migrated_url) as running:
         for tenant in ("acme", "other"):
             running.tenants.put(tenant)
         yield running
@@ -94,8 +75,10 @@ def test_a_key_expires(here: Replica) -> None:
     assert here.keys.get(key.id).expires == pytest.approx(now + 60)
 
 
-def test_a_revoked_key_is_dead_here_at_once_and_on_others_when_they_look(here: Replica, url: str) -> None:
-    with replica(url) as there:
+def test_a_revoked_key_is_dead_here_at_once_and_on_others_when_they_look(
+    here: Replica, migrated_url: str
+) -> None:
+    with replica(migrated_url) as there:
         key, secret = here.keys.create("acme", "leaked", ("use",))
         there.catch_up()
         assert there.keys.authenticate(secret) == key
@@ -106,7 +89,7 @@ def test_a_revoked_key_is_dead_here_at_once_and_on_others_when_they_look(here: R
         assert there.keys.authenticate(secret) is None
         assert there.keys.any
         assert here.keys.revoke(key.id, ADMIN) == revoked
-    with replica(url) as later:
+    with replica(migrated_url) as later:
         assert later.keys.authenticate(secret) is None
         assert later.keys.any
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, select
@@ -12,33 +10,16 @@ from sqlalchemy import insert, select
 from adapters.errors import AdapterConflict, InvalidName, TenantNotFound
 from adapters.registry.records import LOCAL, Caller, Quota
 from adapters.registry.schema import ADAPTERS, SHARES, VERSIONS
-from tests.adapters.registry.access import Replica, migrated, replica
+from tests.adapters.registry.access import Replica, replica
 
 QUOTA = Quota(
     max_versions=5, max_bytes=10**12, max_rank=64, max_in_flight=8, tokens_per_minute=1000, weight=2.5
 )
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "registry.sqlite3"
-    migrated(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, template: Path, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        shutil.copy(template, tmp_path)
-        yield f"sqlite:///{tmp_path / template.name}"
-    else:
-        with request.getfixturevalue("postgres").database(migrated) as url:
-            yield url
-
-
 @pytest.fixture
-def here(url: str) -> Iterator[Replica]:
-    with replica(url) as running:
+def here(migrated_url: str) -> Iterator[Replica]:
+    with replica(migrated_url) as running:
         yield running
 
 
@@ -73,12 +54,12 @@ def test_the_default_tenant_is_always_there(here: Replica) -> None:
         here.tenants.remove("default")
 
 
-def test_what_is_put_is_got_and_survives(here: Replica, url: str) -> None:
+def test_what_is_put_is_got_and_survives(here: Replica, migrated_url: str) -> None:
     made = here.tenants.put("acme", QUOTA)
     changed = here.tenants.put("acme", Quota(max_rank=8))
     assert (made.name, made.quota) == ("acme", QUOTA)
     assert changed.created == made.created
-    for there in (here, Replica(url)):
+    for there in (here, Replica(migrated_url)):
         assert there.tenants.get("acme") == changed
         assert [tenant.name for tenant in there.tenants.list()] == ["acme", "default"]
         assert there.tenants.quota("acme") == Quota(max_rank=8)
@@ -86,8 +67,8 @@ def test_what_is_put_is_got_and_survives(here: Replica, url: str) -> None:
             there.close()
 
 
-def test_another_replica_sees_it_when_it_looks(here: Replica, url: str) -> None:
-    with replica(url) as there:
+def test_another_replica_sees_it_when_it_looks(here: Replica, migrated_url: str) -> None:
+    with replica(migrated_url) as there:
         here.tenants.put("acme", QUOTA)
         there.catch_up()
         assert there.tenants.quota("acme") == QUOTA

@@ -128,6 +128,14 @@ def pooled(request: PoolingRequest) -> PoolingOutput:
     return PoolingOutput(request.request_id, logits)
 
 
+ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/embeddings": {"input": "hi"},
+}
+"""Routes that answer with what a plain adapter can, and the least that they take beside `model`."""
+
+
 class FakeEngine:
     """Plays a script for each request, and notes which requests were closed before their end."""
 
