@@ -154,7 +154,7 @@ def _peft_config(lora: LoraSpec, targets: str | list[str]) -> LoraConfig:
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=targets,
-        use_rslora=lora.rslora,
+        use_rslora=lora.method == "rslora",
         lora_dropout=lora.dropout,
     )
 

@@ -80,7 +80,7 @@ def test_the_same_spec_gives_the_same_adapter(run: TrainResult, tmp_path: Path) 
 
 
 def test_options_reach_peft(tmp_path: Path) -> None:
-    lora = LoraSpec(rank=2, alpha=4, target_modules=("q_proj", "v_proj"), rslora=True, dropout=0.1)
+    lora = LoraSpec(rank=2, alpha=4, method="rslora", target_modules=("q_proj", "v_proj"), dropout=0.1)
     train_adapter(TrainSpec(lora, steps=1), MODEL_DIR, ROWS[:4], tmp_path, progress=False)
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert sorted(config["target_modules"]) == ["q_proj", "v_proj"]
