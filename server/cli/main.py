@@ -21,6 +21,7 @@ VERBS = {
     "check": ("check", "check an adapter against a base, and compare it with PEFT"),
     "merge": ("merge", "write a base with one adapter merged as a plain model folder"),
     "combine": ("combine", "combine LoRA adapters into one, as PEFT's add_weighted_adapter does"),
+    "train": ("train", "train adapters: check the data, plan, run"),
     "ls": ("listing", "list the adapters that can be asked"),
     "show": ("showing", "show all that is known of one adapter version"),
     "push": ("push", "publish an adapter from a folder or the hub"),
