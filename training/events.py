@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -54,7 +54,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The validation rows were looked at. `metric` names what `score` is: `exact_match`, `accuracy`, `f1`."""
+    """The validation rows were looked at.
+
+    Attributes:
+        loss: mean over their trained tokens (or rows).
+        metric: what `score` is: `exact_match`, `accuracy`, `f1`, `token_accuracy`, `reward_accuracy`.
+        scores: further ones, by name.
+    """
 
     step: int
     loss: float
@@ -62,6 +68,7 @@ class Evaluated:
     metric: str
     score: float | None
     samples: tuple[Sample, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
