@@ -82,6 +82,14 @@ class Metrics:
             ["part"],
             registry=self.registry,
         )
+        self.training_running = Gauge(
+            "multilora_training_running", "Training jobs that run", registry=self.registry
+        )
+        self.training_jobs = self._counter("training_jobs", "Training jobs that ended", ["outcome"])
+        self.training_steps = self._counter("training_steps", "Optimizer steps of training jobs", [])
+        self.training_deaths = self._counter(
+            "training_deaths", "Processes that trained and ended before their jobs", []
+        )
         self.registry.register(StatsCollector(stats, model, max_running, self))
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:

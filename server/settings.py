@@ -128,6 +128,24 @@ class Settings(BaseSettings):
         gt=0,
         description="without a publication for so long, PEFT's process ends and gives its memory back",
     )
+    training_threads: int = Field(
+        0, ge=0, description="CPU threads of a training job; 0: half of the cores, and one at least"
+    )
+    training_memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="most memory that training may take in GiB, its libraries included "
+        "(default: half of what is free as it starts)",
+    )
+    training_nice: int = Field(
+        19,
+        ge=0,
+        le=19,
+        description="how much training stands back behind requests; at 19 it takes what nobody else wants",
+    )
+    training_together: int = Field(
+        8, ge=1, description="most jobs that train together, on one copy of the base"
+    )
     drain_seconds: float = Field(30.0, ge=0, description="how long a stopping server lets requests finish")
 
     @field_validator("adapter", "allow_host", mode="before")

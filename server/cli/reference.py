@@ -55,6 +55,7 @@ def metrics_table() -> str:
     metrics.refused_keys.labels("missing")
     metrics.pooled.labels("embed")
     metrics.startup.labels("imports")
+    metrics.training_jobs.labels("succeeded")
     rows = ["| Metric | Kind | Labels | Meaning |", "|---|---|---|---|"]
     for family in metrics.registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
