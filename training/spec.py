@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from training.combinations import problem
+
 Method = Literal["lora", "rslora", "dora", "qlora", "adalora", "lora-ga", "pissa", "olora", "eva"]
 """`qlora` is LoRA on a base whose linear layers are kept in NF4."""
 TaskName = Literal["CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS"]
@@ -117,6 +119,8 @@ class TrainSpec:
             self.objective == "supervised" or self.task == "CAUSAL_LM",
             f"objective {self.objective} is for CAUSAL_LM, not for {self.task}",
         )
+        reason = problem(self)
+        require(reason is None, str(reason))
 
     @property
     def effective_batch(self) -> int:

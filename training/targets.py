@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 ALL_LINEAR = "all-linear"
@@ -30,19 +31,53 @@ _DEFAULTS: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 
 
-def resolve_targets(model: nn.Module, model_type: str, targets: str | Iterable[str]) -> str | list[str]:
+def resolve_targets(
+    model: nn.Module, model_type: str, targets: str | Iterable[str], layers: Collection[int] = ()
+) -> str | list[str]:
     """What PEFT is told as `target_modules`.
 
     Args:
         targets: names (in full, or what follows a dot), a regular expression over full names, `all-linear`,
             or `default` for the modules that are usual for `model_type`.
+        layers: numbers of the layers whose modules are meant; empty: all. With them the result is full names.
 
     Raises:
         ValueError: they name no linear layer of `model`; it lists those that there are.
     """
+    found = _resolve(model, model_type, targets)
+    if not layers:
+        return found
+    numbers = {layer_of(name) for name, _ in model.named_modules()} - {None}
+    if missing := sorted(set(layers) - numbers):
+        raise ValueError(
+            f"layers {missing}: {model_type} has the layers 0 to {max(filter(None, numbers), default=0)}"
+        )
+    names = [name for name in targeted(model, found) if layer_of(name) in layers]
+    if not names:
+        raise ValueError(f"target_modules {targets!r}: none of them is in the layers {sorted(layers)}")
+    return names
+
+
+def targeted(model: nn.Module, targets: str | list[str]) -> list[str]:
+    """Full names of the linear layers that `resolve_targets`'s answer means."""
+    linears = _linears(model)
+    if targets == ALL_LINEAR:
+        head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+        return [name for name in linears if model.get_submodule(name) is not head]
+    if isinstance(targets, str):
+        return [name for name in linears if re.fullmatch(targets, name)]
+    return [name for name in linears if _matches(targets, [name])]
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a module is in: the first number in its name."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _resolve(model: nn.Module, model_type: str, targets: str | Iterable[str]) -> str | list[str]:
     if targets == ALL_LINEAR:
         return ALL_LINEAR
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    linears = _linears(model)
     if targets == DEFAULT:
         targets = [name for name in _usual(model_type, linears) if _matches([name], linears)]
     if isinstance(targets, str):
@@ -58,6 +93,10 @@ def resolve_targets(model: nn.Module, model_type: str, targets: str | Iterable[s
     if unknown:
         raise ValueError(f"target_modules {', '.join(unknown)}: not among {_known(model_type, linears)}")
     return names
+
+
+def _linears(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
 def _usual(model_type: str, linears: Collection[str]) -> tuple[str, ...]:
