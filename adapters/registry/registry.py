@@ -67,7 +67,7 @@ class Registry:
         on_unused: called with a digest whose files are gone, since no version has it and nobody holds it.
         on_change: called, from any thread, after something that is read here was changed, by us or by others.
         prove: called before an adapter is published; what it says is kept with the version.
-        tenants, keys: who may do what.
+        tenants, keys, database, replica: who may do what; where all is kept, and this server's name in it.
 
     Raises:
         AdapterConflict: another process uses `data_dir`, or it belongs to another database, or a newer
@@ -91,20 +91,20 @@ class Registry:
         with ExitStack() as opened:
             place = DataDir(data_dir)
             opened.callback(place.close)
-            self._database = Database(database_url or sqlite_url(data_dir / SQLITE_FILE))
-            opened.callback(self._database.close)
-            place.bind(self._database.identity, is_inside=database_url is None)
+            self.database = Database(database_url or sqlite_url(data_dir / SQLITE_FILE))
+            opened.callback(self.database.close)
+            place.bind(self.database.identity, is_inside=database_url is None)
             self._blobs = Blobs(data_dir) if blobs is None else blobs
             opened.callback(self._blobs.close)
             files = Files(base, limits, dtype, base_weights)
             self._parts = parts = Parts(
-                place, self._database, self._blobs, files, base, limits, self._prove, self._changed
+                place, self.database, self._blobs, files, base, limits, self._prove, self._changed
             )
             opened.callback(parts.sync.stop)
             parts.start()
             self._opened = opened.pop_all()
         self._snapshot, self._keeper = parts.snapshot, parts.keeper
-        self.tenants, self.keys = parts.tenants, parts.keys
+        self.tenants, self.keys, self.replica = parts.tenants, parts.keys, place.replica
 
     def __enter__(self) -> Self:
         return self
@@ -397,4 +397,4 @@ class Registry:
     def sweep(self) -> SweepReport:
         """Read every blob and set aside what does not match its digest; remove what nothing needs."""
         self._parts.sync.catch_up()
-        return sweep(self._database, self._blobs, self._snapshot, self._keeper, self._parts.files)
+        return sweep(self.database, self._blobs, self._snapshot, self._keeper, self._parts.files)

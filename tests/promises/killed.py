@@ -107,7 +107,7 @@ class Killed:
         versions = registry.versions(name)
         aliases = registry.aliases(name) if versions else ()
         columns = ALIAS_HISTORY.c
-        with registry._database.read() as connection:
+        with registry.database.read() as connection:
             query = select(columns.alias, columns.edition, columns.targets).where(columns.name == name)
             editions = connection.execute(query.order_by(columns.alias, columns.edition)).all()
         return {

@@ -17,6 +17,7 @@ from adapters.errors import AdapterConflict
 from adapters.registry.database import Database, sqlite_url
 from adapters.registry.registry import Registry
 from adapters.registry.schema import METADATA, VERSIONS
+from server.jobs.schema import METADATA as JOBS
 from tests.adapters.conftest import LIMITS, AdapterFiles
 
 OLD = """CREATE TABLE adapter_versions (
@@ -88,7 +89,7 @@ def test_a_file_of_an_older_release(tmp_path: Path, base: BaseSpec, files: Adapt
 def test_migrations_make_what_the_code_has(database: Database) -> None:
     with database.read() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        differences = compare_metadata(context, METADATA)
+        differences = compare_metadata(context, [METADATA, JOBS])
     assert differences == []
 
 
