@@ -38,7 +38,7 @@ async def create_adapter(
     `wait=false` 202 as soon as the files are stored, and the version is checked afterwards; 200 only if the
     client says by `digest` that it is the newest version again.
     """
-    with _upload_place(context, caller.tenant):
+    with upload_place(context, caller.tenant):
         async with receive_upload(request, context.settings) as upload:
             known = None if wait else upload.known(context.registry, caller)
             if known is not None:
@@ -56,7 +56,7 @@ async def create_adapter(
 
 
 @contextmanager
-def _upload_place(context: ServerContext, tenant: str) -> Iterator[None]:
+def upload_place(context: ServerContext, tenant: str) -> Iterator[None]:
     """One of the places for uploads, for the block; a 429 if there is none."""
     for running, most, whose in (
         (context.uploads.total(), MAX_UPLOADS, ""),

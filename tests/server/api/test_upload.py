@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapters.checkpoint.labels import MAX_LABELS_BYTES
-from server.api import limits, upload
+from server.api import limits, multipart
 from server.api.app import create_app
 from server.api.context import ServerContext
 from server.api.lineage import LINEAGE_BYTES
@@ -96,7 +96,7 @@ def test_weights_lie_in_the_data_folder_under_a_name_of_ours(
 def test_weights_go_to_disk_while_they_come(
     context: ServerContext, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.api.upload.WRITE_BYTES", 65536)
+    monkeypatch.setattr("server.api.multipart.WRITE_BYTES", 65536)
     sizes: list[int] = []
 
     def chunks() -> Iterable[bytes]:
@@ -195,7 +195,7 @@ def test_an_upload_that_stops_coming_gives_its_place_back(
     context: ServerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection may be dead without anybody having said so."""
-    monkeypatch.setattr(upload, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(multipart, "IDLE_SECONDS", 0.2)
     monkeypatch.setattr(limits, "DISCARD_SECONDS", 0.1)
     headers = [(b"content-type", f"multipart/form-data; boundary={BOUNDARY}".encode())]
     exchange = Exchange(create_app(context), "/v1/adapters", [NAME, CONFIG], headers, stays_open=True)
