@@ -1,0 +1,30 @@
+"""What a run would be: its parameters, memory and time, before anything is trained.
+
+`auto_spec` chooses a whole `TrainSpec` from facts by arithmetic alone; `read_base` gets the facts of a base from
+its config, without its weights. Importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from training.plan.auto import Chosen, auto_spec, choose
+from training.plan.batch import Batch, solve_batch
+from training.plan.facts import BaseFacts, Linear, RowFacts, read_base, read_rows
+from training.plan.plan import Plan, make_plan
+from training.plan.presets import PRESETS, PresetName
+
+__all__ = [
+    "PRESETS",
+    "BaseFacts",
+    "Batch",
+    "Chosen",
+    "Linear",
+    "Plan",
+    "PresetName",
+    "RowFacts",
+    "auto_spec",
+    "choose",
+    "make_plan",
+    "read_base",
+    "read_rows",
+    "solve_batch",
+]
