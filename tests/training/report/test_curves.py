@@ -14,12 +14,9 @@ from training.report.curves import Curves, read_events, smoothed
 
 def test_a_resumed_run_is_one_line() -> None:
     """Killed at step 7, gone on from the checkpoint of step 5: steps 6 and 7 are those of the second time."""
-    first = [
-        started(10),
-        *(progress(step, 2.0) for step in range(1, 8)),
-        evaluated(5, 1.0),
-        evaluated(7, 9.0),
-    ]
+    first: list[Event] = [started(10)]
+    first += [progress(step, 2.0) for step in range(1, 8)]
+    first += [evaluated(5, 1.0), evaluated(7, 9.0)]
     second: list[Event] = [started(10, 5)]
     second += [progress(step, 1.0) for step in range(6, 11)]
     curves = Curves([*first, *second, evaluated(10, 0.5)])
