@@ -187,6 +187,8 @@ class Quota:
         max_rank: of one adapter.
         max_in_flight: requests at one time.
         tokens_per_minute: prompt and generated tokens, averaged over a minute.
+        max_jobs: fine-tuning jobs that are not over.
+        max_file_bytes: of all its training files.
         weight: its share of the batch, beside those of others.
     """
 
@@ -195,6 +197,8 @@ class Quota:
     max_rank: int | None = None
     max_in_flight: int | None = None
     tokens_per_minute: int | None = None
+    max_jobs: int | None = None
+    max_file_bytes: int | None = None
     weight: float = 1.0
 
 

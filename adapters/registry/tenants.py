@@ -22,11 +22,16 @@ class Tenants:
 
     Args:
         catch_up: called after each change of ours; it has `follow` called.
+
+    Attributes:
+        closing: called while a tenant is removed, for what others keep of it: each forgets that, or raises
+            `AdapterConflict` as it must be deleted first.
     """
 
     def __init__(self, database: Database, catch_up: Callable[[], None]) -> None:
         self._database, self._catch_up = database, catch_up
         self._live: dict[str, Tenant] = {DEFAULT_TENANT: _DEFAULT}
+        self.closing: list[Callable[[Write, str], None]] = []
 
     def follow(self, connection: Connection, since: int) -> bool:
         """See `Follower`."""
@@ -88,7 +93,7 @@ class Tenants:
 
         Raises:
             TenantNotFound: there is none of this name.
-            AdapterConflict: it is the default one, or it still has adapters.
+            AdapterConflict: it is the default one, or it still has adapters or what `closing` minds.
         """
         if name == DEFAULT_TENANT:
             raise AdapterConflict("the tenant 'default' can't be removed")
@@ -97,6 +102,8 @@ class Tenants:
             if row is None:
                 raise TenantNotFound(f"no tenant {name[:100]!r}")
             _check_empty(write.connection, name)
+            for forget in self.closing:
+                forget(write, name)
             _close(write, name)
             write.audit(caller, "tenant.remove", name, dict(row["quota"]), None, name)
         self._catch_up()

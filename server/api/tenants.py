@@ -25,6 +25,8 @@ class QuotaFields(Strict):
     max_rank: int | None = Field(None, ge=1, lt=INT64)
     max_in_flight: int | None = Field(None, ge=1, lt=INT64)
     tokens_per_minute: int | None = Field(None, ge=1, lt=INT64)
+    max_jobs: int | None = Field(None, ge=0, lt=INT64)
+    max_file_bytes: int | None = Field(None, ge=0, lt=INT64)
     weight: float = Field(1.0, ge=0.01, le=100)
 
 

@@ -11,13 +11,26 @@ from server.cli.exits import Exit, Failed
 from server.cli.remote import add_remote, connect, show, tenant_name, whole
 from server.cli.text import as_size, as_time, fields, table
 
-HEADER = ("TENANT", "VERSIONS", "BYTES", "RANK", "IN FLIGHT", "TOKENS/MIN", "WEIGHT", "CREATED")
+HEADER = (
+    "TENANT",
+    "VERSIONS",
+    "BYTES",
+    "RANK",
+    "IN FLIGHT",
+    "TOKENS/MIN",
+    "JOBS",
+    "FILES",
+    "WEIGHT",
+    "CREATED",
+)
 LIMITS = {
     "max_versions": "live versions",
     "max_bytes": "bytes of all live versions' weights, such as 500MiB or 20GiB",
     "max_rank": "rank of one adapter",
     "max_in_flight": "answers that run at one time",
     "tokens_per_minute": "prompt and generated tokens, averaged over a minute",
+    "max_jobs": "fine-tuning jobs that are not over",
+    "max_file_bytes": "bytes of all training files, such as 500MiB or 20GiB",
 }
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -31,7 +44,7 @@ def add_tenants(parser: argparse.ArgumentParser) -> None:
     )
     put.add_argument("name", metavar="TENANT", type=tenant_name)
     for limit, text in LIMITS.items():
-        kind = bound_bytes if limit == "max_bytes" else bound
+        kind = bound_bytes if limit.endswith("_bytes") else bound
         flag = f"--{limit.replace('_', '-')}"
         put.add_argument(
             flag, metavar="N", type=kind, default=argparse.SUPPRESS, help=f"most {text}; none: no bound"
@@ -117,11 +130,11 @@ def remove_tenant(arguments: argparse.Namespace) -> int:
 
 def _limits(quota: Json) -> tuple[str, ...]:
     """In the order of `HEADER`; empty for what has no bound."""
-    size = "" if quota["max_bytes"] is None else as_size(quota["max_bytes"])
-    others = ("max_rank", "max_in_flight", "tokens_per_minute")
-    shown = ("" if quota[name] is None else str(quota[name]) for name in others)
-    versions = "" if quota["max_versions"] is None else str(quota["max_versions"])
-    return versions, size, *shown, f"{quota['weight']:g}"
+    shown = (
+        "" if quota[name] is None else as_size(quota[name]) if name.endswith("_bytes") else str(quota[name])
+        for name in LIMITS
+    )
+    return *shown, f"{quota['weight']:g}"
 
 
 VERBS = {"tenants": add_tenants}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -65,11 +66,12 @@ def request_from_json(found: Mapping[str, Any]) -> JobRequest:
 
 
 def find_file(connection: Connection, file_id: str, caller: Caller) -> TrainingFile:
-    """Raises `NotThere` for what is not there and for what is another tenant's."""
+    """Raises `NotThere` for what is not there any more, and for what is another tenant's."""
     row = None
     if is_file_id(file_id):
         row = connection.execute(select(FILES).where(FILES.c.id == file_id)).mappings().first()
-    if row is None or not caller.owns(row["tenant"]):
+    over = row is not None and row["expires"] is not None and row["expires"] <= time.time()
+    if row is None or over or not caller.owns(row["tenant"]):
         raise NotThere(f"No such File object: {file_id[:100]}", "id", "file_not_found")
     return file_of(row)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, exists, func, insert, select
+from sqlalchemy import Connection, Select, delete, exists, func, insert, or_, select
 
+from adapters.errors import AdapterConflict
 from adapters.registry.database import Database, Write
 from adapters.registry.records import Caller
 from adapters.registry.rows import quota_of
@@ -33,7 +34,7 @@ from server.jobs.rows import (
     job_of,
     request_to_json,
 )
-from server.jobs.schema import CHECKPOINTS, EVENTS, JOBS, LABELS
+from server.jobs.schema import CHECKPOINTS, EVENTS, FILES, JOBS, LABELS
 
 MAX_UNFINISHED = 1000
 """Jobs of one tenant that are not over."""
@@ -64,8 +65,9 @@ class Jobs(Queue):
             TenantNotFound: the tenant was removed meanwhile.
         """
         with self._database.write() as write:
-            quota_of(write.connection, caller.tenant)
-            self._check_count(write.connection, caller.tenant)
+            quota = quota_of(write.connection, caller.tenant).max_jobs
+            most = self._most if quota is None else min(self._most, quota)
+            _check_count(write.connection, caller.tenant, most)
             files = [_training_file(write.connection, request.training_file, "training_file", caller)]
             if request.validation_file is not None:
                 name = "validation_file"
@@ -200,13 +202,25 @@ class Jobs(Queue):
             rows = connection.execute(_from(query, CHECKPOINTS.c.step, place, False)).mappings()
             return tuple(map(checkpoint_of, rows))
 
-    def _check_count(self, connection: Connection, tenant: str) -> None:
-        query = select(func.count()).select_from(JOBS)
-        query = query.where(JOBS.c.tenant == tenant, JOBS.c.status.in_(UNFINISHED))
-        if connection.execute(query).scalar_one() >= self._most:
-            raise OverQuota(
-                f"tenant {tenant!r} has {self._most} jobs that are not over; cancel some, or wait"
+    def forget(self, write: Write, tenant: str) -> None:
+        """Remove what is left of a tenant that is removed; see `Tenants.closing`.
+
+        Raises:
+            AdapterConflict: it has files, or jobs that are not over.
+        """
+        execute = write.connection.execute
+        file = execute(select(FILES.c.id).where(FILES.c.tenant == tenant)).scalars().first()
+        jobs = select(JOBS.c.id).where(JOBS.c.tenant == tenant)
+        # Who stops a cancelled one may still tell of it.
+        running = or_(JOBS.c.status.in_(UNFINISHED), JOBS.c.replica != "")
+        left = file or execute(jobs.where(running)).scalars().first()
+        if left is not None:
+            raise AdapterConflict(
+                f"tenant {tenant!r} still has {left}; delete its files and cancel its jobs first"
             )
+        for table in (LABELS, EVENTS, CHECKPOINTS):
+            execute(delete(table).where(table.c.job.in_(jobs)))
+        execute(delete(JOBS).where(JOBS.c.tenant == tenant))
 
     def _row(
         self, write: Write, job_id: str, caller: Caller, request: JobRequest, files: Sequence[TrainingFile]
@@ -246,6 +260,15 @@ def _training_file(connection: Connection, file_id: str, param: str, caller: Cal
     if file.purpose != "fine-tune":
         raise JobError(f"{param}: {file.id} is of purpose {file.purpose}, not fine-tune", param)
     return file
+
+
+def _check_count(connection: Connection, tenant: str, most: int) -> None:
+    query = select(func.count()).select_from(JOBS)
+    query = query.where(JOBS.c.tenant == tenant, JOBS.c.status.in_(UNFINISHED))
+    if connection.execute(query).scalar_one() >= most:
+        raise OverQuota(
+            f"tenant {tenant!r} has {most} jobs that are not over, the most it may have; cancel some, or wait"
+        )
 
 
 def _check_unfinished(job: Job, done: str) -> None:

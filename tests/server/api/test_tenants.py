@@ -16,6 +16,8 @@ QUOTA = {
     "max_rank": 64,
     "max_in_flight": 8,
     "tokens_per_minute": 1000,
+    "max_jobs": 4,
+    "max_file_bytes": 10**9,
     "weight": 2.5,
 }
 UNBOUND = {**dict.fromkeys(QUOTA), "weight": 1.0}

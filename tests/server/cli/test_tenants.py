@@ -25,7 +25,7 @@ def test_quotas_that_are_not_named_stay(ask: Run, live: Live) -> None:
     assert ["rank", "no", "bound"] in words
     assert ["tokens/min", "1000"] in words
     row = next(line.split() for line in ask("tenants", "ls").out.splitlines() if line.startswith("firm"))
-    assert row[:9] == ["firm", "-", "2.0", "GiB", "-", "-", "1000", "0.5", row[8]]
+    assert row[:11] == ["firm", "-", "2.0", "GiB", "-", "-", "1000", "-", "-", "0.5", row[10]]
     assert "firm" in [tenant["id"] for tenant in ask("tenants", "ls", "--json").json["data"]]
 
 

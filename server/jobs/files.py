@@ -1,0 +1,288 @@
+"""Training files: rows in the database, contents on disk, or in the store that servers share.
+
+    data_dir/training/files/<id>       with a store, a copy of what is there
+
+A content is in its place before its row is written, and goes after its row: what a crash leaves is a content
+without a row, which `sweep` removes. A file whose time is over is gone for those who ask; its content stays
+while a job needs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, or_, select
+
+from adapters.blobs.local import sync
+from adapters.blobs.objects import Objects
+from adapters.errors import RegistryUnavailable
+from adapters.registry.database import Database, Write
+from adapters.registry.records import Caller
+from adapters.registry.rows import quota_of
+from server.jobs.errors import Conflict, NotThere, OverQuota
+from server.jobs.records import UNFINISHED, Purpose, TrainingFile, is_file_id, new_id
+from server.jobs.rows import file_of, find_file, plain
+from server.jobs.schema import FILES, JOBS
+
+SETTLED_SECONDS = 3600.0
+"""What was written to the store so shortly ago may get its row yet."""
+_WINDOW = 16 * 1024**2
+_PART = ".part"
+
+
+class TrainingFiles:
+    """The training files of a database, and the contents in one data directory. Safe from any thread.
+
+    Args:
+        replica: this server, whose data directory has the contents that are not in the store.
+        store: None: the data directories have the only copies.
+        max_bytes: of all files together.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        replica: str,
+        data_dir: Path,
+        store: Objects | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        self._database, self._replica, self._store = database, replica, store
+        self._folder = data_dir / "training" / "files"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._max_bytes = max_bytes
+        self._coming: set[str] = set()
+        self._lock = Lock()  # of `_coming`
+        self._fetching = Lock()
+
+    def check_room(self, caller: Caller, size: int) -> None:
+        """Whether `size` more bytes may be stored, before they are sent.
+
+        Raises:
+            OverQuota: naming the bound.
+        """
+        with self._database.read() as connection:
+            self._check(connection, caller.tenant, size)
+
+    def add(
+        self,
+        caller: Caller,
+        content: Path,
+        filename: str,
+        *,
+        purpose: Purpose = "fine-tune",
+        expires_after: float | None = None,
+    ) -> TrainingFile:
+        """Take a file of this file system over; it is the caller's tenant's.
+
+        Args:
+            expires_after: seconds.
+
+        Raises:
+            OverQuota: the tenant, or the server, has as many bytes as it may have.
+            TenantNotFound: the tenant was removed meanwhile.
+        """
+        size, sha256 = content.stat().st_size, _sha256(content)
+        file_id = new_id("file")
+        with self._lock:
+            self._coming.add(file_id)
+        try:
+            self._place(content, file_id)
+            with self._database.write() as write:
+                self._check(write.connection, caller.tenant, size)
+                values = {
+                    "id": file_id,
+                    "number": write.revision,
+                    "tenant": caller.tenant,
+                    "filename": plain(filename),
+                    "purpose": purpose,
+                    "bytes": size,
+                    "sha256": sha256,
+                    "created": write.now,
+                    "expires": None if expires_after is None else write.now + expires_after,
+                    "replica": self._replica if self._store is None else "",
+                }
+                write.connection.execute(insert(FILES).values(values))
+                write.audit(caller, "file.create", file_id, None, {"bytes": size, "sha256": sha256})
+            return TrainingFile(**values)  # type: ignore[arg-type]
+        except BaseException:
+            self._remove_content(file_id)
+            raise
+        finally:
+            with self._lock:
+                self._coming.discard(file_id)
+
+    def get(self, caller: Caller, file_id: str) -> TrainingFile:
+        """One file.
+
+        Raises:
+            NotThere: there is none, its time is over, or it is another tenant's.
+        """
+        with self._database.read() as connection:
+            return find_file(connection, file_id, caller)
+
+    def list(
+        self,
+        caller: Caller,
+        *,
+        after: str | None = None,
+        limit: int = 10_000,
+        purpose: str | None = None,
+        oldest: bool = False,
+    ) -> tuple[TrainingFile, ...]:
+        """Files of the caller's tenant (of all, for an operator), newest first, or from the `oldest` on.
+
+        Raises:
+            NotThere: there is no file `after`.
+        """
+        order = FILES.c.number if oldest else FILES.c.number.desc()
+        query = select(FILES).where(_lives(time.time())).order_by(order).limit(limit)
+        if not caller.operator:
+            query = query.where(FILES.c.tenant == caller.tenant)
+        if purpose is not None:
+            query = query.where(FILES.c.purpose == purpose)
+        with self._database.read() as connection:
+            if after is not None:
+                last = find_file(connection, after, caller).number
+                query = query.where(FILES.c.number > last if oldest else FILES.c.number < last)
+            return tuple(map(file_of, connection.execute(query).mappings()))
+
+    def delete(self, caller: Caller, file_id: str) -> TrainingFile:
+        """Delete a file and its content.
+
+        Raises:
+            NotThere: as `get`.
+            Conflict: a job that is not over needs it; names the job.
+        """
+        with self._database.write() as write:
+            file = find_file(write.connection, file_id, caller)
+            in_use = select(JOBS.c.id).where(_needs(file_id), JOBS.c.status.in_(UNFINISHED))
+            job = write.connection.execute(in_use.order_by(JOBS.c.number)).scalars().first()
+            if job is not None:
+                raise Conflict(
+                    f"{file_id} is in use by {job}, which is not over; wait for it, or cancel it first",
+                    code="file_in_use",
+                )
+            _forget(write, file, caller)
+        self._remove_content(file_id)
+        return file
+
+    def path(self, file_id: str) -> Path:
+        """The content on this machine, fetched from the store if need be. For this server alone.
+
+        Raises:
+            NotThere: it is gone, or on another server's disk.
+            RegistryUnavailable: the store does not answer.
+        """
+        if not is_file_id(file_id):
+            raise NotThere(f"No such File object: {file_id[:100]}", "id", "file_not_found")
+        path = self._folder / file_id
+        with self._fetching:
+            if not path.is_file():
+                self._fetch(file_id, path)
+        return path
+
+    def sweep(self) -> tuple[str, ...]:
+        """Remove files that are over and that no job needs, and contents without a row; ids of the former."""
+        needed = exists().where(
+            or_(JOBS.c.training_file == FILES.c.id, JOBS.c.validation_file == FILES.c.id),
+            JOBS.c.status.in_(UNFINISHED),
+        )
+        over = select(FILES).where(~_lives(time.time()), ~needed)
+        with self._database.read() as connection:
+            due = connection.execute(over.limit(1)).first() is not None
+        gone: list[str] = []
+        if due:
+            with self._database.write() as write:
+                for row in write.connection.execute(over).mappings().all():
+                    _forget(write, file_of(row), Caller(row["tenant"], "expiry"))
+                    gone.append(row["id"])
+        self._remove_orphans()
+        return tuple(gone)
+
+    def _check(self, connection: Connection, tenant: str, size: int) -> None:
+        total = func.coalesce(func.sum(FILES.c.bytes), 0)
+        most = quota_of(connection, tenant).max_file_bytes
+        for bound, name, query in (
+            (most, f"tenant {tenant!r}", select(total).where(FILES.c.tenant == tenant)),
+            (self._max_bytes, "this server", select(total)),
+        ):
+            stored = 0 if bound is None else int(connection.execute(query).scalar_one())
+            if bound is not None and stored + size > bound:
+                raise OverQuota(
+                    f"{name} has {stored} bytes of training files; with {size} more it would be over the "
+                    f"{bound} that it may have; delete some files"
+                )
+
+    def _place(self, content: Path, file_id: str) -> None:
+        """On disk for good, here or in the store."""
+        sync(content)
+        if self._store is not None:
+            self._store.put(file_id, content)
+        os.replace(content, self._folder / file_id)
+        sync(self._folder)
+
+    def _fetch(self, file_id: str, path: Path) -> None:
+        with self._database.read() as connection:
+            row = connection.execute(select(FILES).where(FILES.c.id == file_id)).mappings().first()
+        if row is None or row["replica"] or self._store is None:
+            where = "is gone" if row is None else "is on the disk of another server"
+            raise NotThere(f"the content of {file_id} {where}", "id", "file_not_found")
+        part = path.with_suffix(_PART)
+        try:
+            with part.open("wb") as target:
+                for start in range(0, row["bytes"], _WINDOW):
+                    target.write(self._store.read(file_id, start, min(_WINDOW, row["bytes"] - start)))
+        except FileNotFoundError:
+            raise NotThere(f"the content of {file_id} is gone", "id", "file_not_found") from None
+        if _sha256(part) != row["sha256"]:
+            part.unlink()
+            raise RegistryUnavailable(f"the store gives another content of {file_id} than was put there")
+        os.replace(part, path)
+
+    def _remove_content(self, file_id: str) -> None:
+        with suppress(FileNotFoundError):
+            (self._folder / file_id).unlink()
+        if self._store is not None:
+            self._store.delete(file_id)
+
+    def _remove_orphans(self) -> None:
+        """Contents are there before their rows, so what is listed first is no orphan if it is coming."""
+        here = {path.name for path in self._folder.iterdir() if path.suffix != _PART}
+        there = {} if self._store is None else self._store.list("")
+        settled = {key for key, written in there.items() if written < time.time() - SETTLED_SECONDS}
+        with self._lock:
+            coming = set(self._coming)
+        with self._database.read() as connection:
+            known = set(connection.execute(select(FILES.c.id)).scalars())
+        for file_id in here - coming - known:
+            with suppress(FileNotFoundError):
+                (self._folder / file_id).unlink()
+        for file_id in settled - coming - known:
+            if self._store is not None and is_file_id(file_id):
+                self._store.delete(file_id)
+
+
+def _lives(now: float) -> ColumnElement[bool]:
+    return or_(FILES.c.expires.is_(None), FILES.c.expires > now)
+
+
+def _needs(file_id: str) -> ColumnElement[bool]:
+    return or_(JOBS.c.training_file == file_id, JOBS.c.validation_file == file_id)
+
+
+def _forget(write: Write, file: TrainingFile, caller: Caller) -> None:
+    write.connection.execute(delete(FILES).where(FILES.c.id == file.id))
+    write.audit(
+        caller, "file.delete", file.id, {"bytes": file.bytes, "sha256": file.sha256}, None, file.tenant
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
