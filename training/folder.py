@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _STEP = re.compile(r"step-(\d{8})")
+STATE = "state"
+"""Of a checkpoint: what a resume needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,6 @@ class RunFolder:
         return sorted(int(match[1]) for match in found if match)
 
     def latest(self) -> Path | None:
-        """The checkpoint that a resume goes on from."""
-        steps = self.steps()
-        return self.checkpoint(steps[-1]) if steps else None
+        """The checkpoint that a resume goes on from: the newest that has its state."""
+        found = (self.checkpoint(step) for step in reversed(self.steps()))
+        return next((path for path in found if (path / STATE).is_dir()), None)

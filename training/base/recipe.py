@@ -20,7 +20,7 @@ from training.base.card import measure_skills, write_card
 from training.base.skills import draw_system, draw_turn
 from training.base.tokenizer import BOS_ID, EOS_ID, MAX_LENGTH, PAD_ID, VOCABULARY, build_tokenizer, encode
 from training.data import IGNORE
-from training.rates import warmup_cosine
+from training.rates import rate
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def train_base(recipe: Recipe, progress: bool = True) -> BaseResult:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(recipe.steps, recipe.warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate("cosine", recipe.steps, recipe.warmup))
     losses: list[float] = []
     started = time.process_time()
     with tqdm(range(recipe.steps), desc="base", unit="step", disable=not progress) as bar:

@@ -1,0 +1,117 @@
+"""From what a run was asked to all that it needs: model, adapter, rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.base import BASE_NAME, MODEL_DIR
+from training.data import Encoded, Example, encode, label_names
+from training.evaluate import pad_token
+from training.methods import load_base, wrap
+from training.run.batches import collate
+from training.run.order import Order
+from training.run.record import base_digest, files_digest, make_record, rows_digest
+from training.run.result import TrainingData
+from training.spec import TrainSpec, require
+
+_CALIBRATION = 32
+"""Forward passes that LoRA-GA and EVA look at before the first step."""
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A run that is ready to begin.
+
+    Attributes:
+        rows, validation: encoded.
+        record: what `training/run/record.py` keeps.
+        skipped: what to tell of rows that train on nothing; empty: there are none.
+    """
+
+    spec: TrainSpec
+    base_name: str
+    model: Any
+    tokenizer: Any
+    rows: Sequence[Any]
+    validation: Sequence[Any]
+    steps: int
+    record: dict[str, Any]
+    skipped: str
+
+
+def prepare(spec: TrainSpec, base: str | Path, data: TrainingData, parent: Path | None) -> Work:
+    """Load the base, encode the data, and put the adapter on. Torch's generator is left anywhere.
+
+    Raises:
+        ValueError: they do not fit together.
+    """
+    require(bool(data.train), "there are no examples to train on")
+    require(spec.patience is None or bool(data.validation), "patience needs validation data to look at")
+    torch.manual_seed(spec.seed)  # a classifier's head may be new
+    labels = _labels(data, parent)
+    model, tokenizer = load_base(base, spec, labels)
+    train = encode(data.train, tokenizer, spec.task, spec.max_length, labels)
+    validation = encode(data.validation, tokenizer, spec.task, spec.max_length, labels)
+    told = _skipped("training", train, len(data.train))
+    require(bool(train.rows), f"there is nothing to train on: {told}")
+    steps = spec.total_steps(len(train.rows))
+    record = make_record(
+        spec,
+        base_name(base),
+        base_digest(base, model),
+        rows_digest(train.rows),
+        rows_digest(validation.rows),
+        None if parent is None else files_digest(parent),
+    )
+    order = Order(len(train.rows), spec.batch_size, spec.seed)
+    pad = pad_token(tokenizer)
+    calibration = (
+        collate([train.rows[index] for index in rows], pad, spec.task)
+        for rows in islice(order.epoch(0), _CALIBRATION)
+    )
+    torch.manual_seed(spec.seed)
+    model = wrap(model, spec, calibration, steps, parent)
+    notes = [note for note in (told, _skipped("validation", validation, len(data.validation))) if note]
+    return Work(
+        spec,
+        base_name(base),
+        model,
+        tokenizer,
+        train.rows,
+        validation.rows,
+        steps,
+        record,
+        "; ".join(notes),
+    )
+
+
+def base_name(base: str | Path) -> str:
+    """What a config says. The shipped base is named the same wherever it is installed."""
+    return BASE_NAME if Path(base).resolve() == MODEL_DIR else str(base)
+
+
+def _labels(data: TrainingData, parent: Path | None) -> tuple[str, ...]:
+    """Of the adapter to go on from, whose head has them in their order; else those of the data."""
+    kept = None if parent is None else parent / "labels.json"
+    if kept is not None and kept.is_file():
+        return tuple(json.loads(kept.read_text(encoding="utf-8")))
+    examples: list[Example] = [*data.train, *data.validation]
+    return label_names(examples)
+
+
+def _skipped(what: str, encoded: Encoded, examples: int) -> str:
+    """Which examples are left out, in one line."""
+    if not encoded.skipped:
+        return ""
+    named = "; ".join(f"row {problem.line}: {problem.reason}" for problem in encoded.skipped[:_NAMED])
+    count = len({problem.line for problem in encoded.skipped})
+    more = "; and more" if len(encoded.skipped) > _NAMED else ""
+    return f"{count} of {examples} {what} rows are left out ({named}{more})"
