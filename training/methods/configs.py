@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from peft import AdaLoraConfig, EvaConfig, LoraConfig, LoraGAConfig, PeftConfig, TaskType
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from transformers.pytorch_utils import Conv1D
 
 from training.combinations import CHANGES_BASE
@@ -15,6 +16,7 @@ from training.methods.loading import LABELLED
 from training.spec import LoraSpec, TrainSpec, require
 from training.targets import ALL_LINEAR, resolve_targets, targeted
 
+ON_EXPERTS = ("lora", "rslora", "qlora")
 _INITS: dict[str, dict[str, Any]] = {
     "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
@@ -35,8 +37,9 @@ def peft_config(model: Any, spec: TrainSpec, total_steps: int) -> PeftConfig:
     targets = resolve_targets(model, model.config.model_type, lora.target_modules, lora.layers)
     names = _wrapped(model, spec, targets)
     _check_names(model, spec, names)
-    if targets == ALL_LINEAR:
-        targets = names  # as PEFT would choose them
+    if targets == ALL_LINEAR and (spec.task in LABELLED or lora.method not in ON_EXPERTS):
+        _check_experts(model, lora)
+        targets = names
     options: dict[str, Any] = {
         "task_type": TaskType(spec.task),
         "target_modules": targets,
@@ -62,7 +65,10 @@ def peft_config(model: Any, spec: TrainSpec, total_steps: int) -> PeftConfig:
 def _wrapped(model: Any, spec: TrainSpec, targets: str | list[str]) -> list[str]:
     """Full names of the modules that get an adapter."""
     saved = [*spec.lora.modules_to_save, *_heads(spec)]
-    return [name for name in targeted(model, targets) if not _holds(saved, name)]
+    found = targeted(model, targets)
+    if targets == ALL_LINEAR and spec.task in LABELLED:
+        saved.append("pooler")  # between the body and the head, and served with that
+    return [name for name in found if not _holds(saved, name)]
 
 
 def _whole(model: Any, spec: TrainSpec) -> list[str]:
@@ -100,6 +106,17 @@ def _check_names(model: Any, spec: TrainSpec, names: list[str]) -> None:
     if lora.bias != "none":
         biased = any(name.rpartition(".")[2] == "bias" for name, _ in model.named_parameters())
         require(biased, f"bias {lora.bias}: {kind} has no biases to train; say none")
+
+
+def _check_experts(model: Any, lora: LoraSpec) -> None:
+    """Of a mixture PEFT's `all-linear` means the experts too, and these take A and B alone."""
+    probe = LoraConfig(r=1, target_modules=ALL_LINEAR)
+    convert_peft_config_for_transformers(probe, model, None)
+    require(
+        not probe.target_parameters or lora.method in ON_EXPERTS,
+        f"{lora.method} can't train the experts of {model.config.model_type}, which are one parameter: name "
+        "other target_modules, such as q_proj and v_proj, or take lora",
+    )
 
 
 def _check_ranks(model: Any, lora: LoraSpec, names: list[str]) -> None:

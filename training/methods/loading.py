@@ -60,6 +60,8 @@ def load_base(base: str | Path, spec: TrainSpec, labels: Sequence[str] = ()) -> 
         raise ValueError(
             f"the base {base} is no model for {spec.task}; take one that is, or another task"
         ) from None
+    if spec.lora.method == "qlora" and device.type == "cpu":
+        _check_blocks(model)
     tokenizer = AutoTokenizer.from_pretrained(base)
     if model.config.pad_token_id is None:  # classifiers on decoders look for it
         model.config.pad_token_id = (
@@ -91,6 +93,17 @@ def _nf4(spec: TrainSpec) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=getattr(torch, spec.precision),
     )
+
+
+def _check_blocks(model: Any) -> None:
+    """On a CPU bitsandbytes 0.50 takes each row for the beginning of a block, which gives other weights."""
+    for name, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and module.in_features % state.blocksize:
+            raise ValueError(
+                f"qlora on a CPU needs layers with a multiple of {state.blocksize} inputs, and {name} has "
+                f"{module.in_features}: take lora, or a GPU"
+            )
 
 
 def _end(tokenizer: Any) -> int:

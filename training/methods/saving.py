@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ def save(model: Any, folder: Path, *, base_name: str, spec: TrainSpec) -> None:
 
     `base_name`: what the config says that the base is.
     """
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT wonders about modules that AdaLoRA left no rank
+        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     config = copy.deepcopy(model.peft_config["default"])
     if is_converted(model):
         tensors = converted(model, tensors)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model, initialize_lora_eva_weights, preprocess_loraga
-from torch import Tensor
+from peft import PeftModel, get_peft_model, preprocess_loraga
 
 from training.combinations import CALIBRATED, CHANGES_BASE
+from training.methods.calibration import Batch, accumulate_gradients, start_from_inputs
 from training.methods.configs import peft_config
 from training.methods.initial import keep_initial
 from training.methods.parent import go_on_from
 from training.spec import TrainSpec, require
-
-Batch = dict[str, Tensor]
 
 
 def wrap(
@@ -50,7 +48,7 @@ def wrap(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable()
         model.enable_input_require_grads()
         model.config.use_cache = False
     return wrapped
@@ -67,23 +65,14 @@ def _begin(model: Any, spec: TrainSpec, calibration: Iterable[Batch], total_step
     batches = [_on(model, batch) for batch in calibration] if method in CALIBRATED else []
     require(bool(batches) or method not in CALIBRATED, f"{method} looks at the data first, and there is none")
     if method == "lora-ga":
-        preprocess_loraga(model, config, lambda: _gradients(model, batches))
+        preprocess_loraga(model, config, lambda: accumulate_gradients(model, batches))
     wrapped = get_peft_model(model, config)
     if method == "eva":
-        _eva(wrapped, batches)
+        start_from_inputs(wrapped, batches, spec.lora.rank)
     if method in CHANGES_BASE:
         keep_initial(wrapped)
     return wrapped
 
 
-def _gradients(model: Any, batches: Sequence[Batch]) -> None:
-    for batch in batches:
-        model(**batch).loss.backward()
-
-
 def _on(model: Any, batch: Batch) -> Batch:
     return {name: tensor.to(model.device) for name, tensor in batch.items()}
-
-
-def _eva(wrapped: PeftModel, batches: Sequence[Batch]) -> None:
-    initialize_lora_eva_weights(wrapped, list(batches), show_progress_bar=False)
