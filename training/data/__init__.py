@@ -5,15 +5,9 @@ A file is either right or refused with every bad line named at once.
 
 from __future__ import annotations
 
-from training.data.encode import (
-    Encoded,
-    EncodedPairs,
-    Pair,
-    encode,
-    encode_pairs,
-    label_names,
-    tokenize,
-)
+from training.data.advice import auto_epochs
+from training.data.check import check_file
+from training.data.encode import Encoded, encode, label_names, tokenize
 from training.data.examples import (
     ROLES,
     ChatExample,
@@ -26,8 +20,10 @@ from training.data.examples import (
     Preference,
     TextExample,
 )
+from training.data.pairs import EncodedPairs, Pair, encode_pairs
 from training.data.problems import DataError, Fault, Problem, RowError
 from training.data.reading import parse_lines, read_jsonl
+from training.data.report import DataReport
 from training.data.rows import parse_row
 from training.data.tokens import IGNORE, ChatTokenizer, Tokens
 
@@ -37,6 +33,7 @@ __all__ = [
     "ChatExample",
     "ChatTokenizer",
     "DataError",
+    "DataReport",
     "Encoded",
     "EncodedPairs",
     "Example",
@@ -52,6 +49,8 @@ __all__ = [
     "RowError",
     "TextExample",
     "Tokens",
+    "auto_epochs",
+    "check_file",
     "encode",
     "encode_pairs",
     "label_names",

@@ -10,7 +10,6 @@ from training.data.examples import (
     Example,
     LabelledText,
     LabelledTokens,
-    Message,
     PlainText,
     Preference,
     TextExample,
@@ -46,24 +45,6 @@ class Encoded:
     truncated: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two answers to one prompt as tokens; in both only the answer has labels."""
-
-    chosen: Tokens
-    rejected: Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPairs:
-    """As `Encoded`, for preferences."""
-
-    rows: list[Pair]
-    skipped: tuple[Problem, ...]
-    sources: list[int]
-    truncated: int = 0
-
-
 def encode(
     examples: Sequence[Example],
     tokenizer: ChatTokenizer,
@@ -80,7 +61,7 @@ def encode(
         labels: names of the classes, in the order of the head's outputs.
 
     Raises:
-        ValueError: an example is not for this task.
+        RowError: an example is not for this task.
     """
     rows: list[Tokens] = []
     sources: list[int] = []
@@ -90,7 +71,7 @@ def encode(
         check_fits(example, task)
         try:
             for whole in encode_example(example, tokenizer, task, labels):
-                row = shorten(whole, example, tokenizer, task, max_length, labels)
+                row = shorten(whole, example, tokenizer, max_length, labels)
                 truncated += row != whole
                 check_trained(row, whole, max_length)
                 rows.append(row)
@@ -100,44 +81,17 @@ def encode(
     return Encoded(rows, tuple(skipped), sources, truncated)
 
 
-def encode_pairs(examples: Sequence[Example], tokenizer: ChatTokenizer, max_length: int) -> EncodedPairs:
-    """The same for preferences.
+def check_fits(example: Example, task: TaskName, pairs: bool = False) -> None:
+    """Whether the task can learn from this kind of example. `pairs`: preferences are taken too.
 
     Raises:
-        ValueError: an example is none.
+        RowError: it can't.
     """
-    rows: list[Pair] = []
-    sources: list[int] = []
-    skipped: list[Problem] = []
-    truncated = 0
-    for index, example in enumerate(examples):
-        if not isinstance(example, Preference):
-            raise ValueError(
-                f"example {index + 1} is no preference: DPO wants a chosen and a rejected answer"
-            )
-        try:
-            whole = encode_preference(example, tokenizer)
-            row = Pair(cut(whole.chosen, max_length), cut(whole.rejected, max_length))
-            check_pair(row, whole, max_length)
-        except RowError as error:
-            skipped += (Problem(index + 1, fault.reason, fault.kind) for fault in error.faults)
-            continue
-        truncated += row != whole
-        rows.append(row)
-        sources.append(index)
-    return EncodedPairs(rows, tuple(skipped), sources, truncated)
-
-
-def check_fits(example: Example, task: TaskName) -> None:
-    """Whether the task can learn from this kind of example.
-
-    Raises:
-        ValueError: it can't.
-    """
-    if not isinstance(example, FITS[task]):
-        wanted = " or ".join(kind.__name__ for kind in FITS[task])
-        hint = ": they are for the objective dpo" if isinstance(example, Preference) else ""
-        raise ValueError(f"{task} learns from {wanted} rows, not from {type(example).__name__} rows{hint}")
+    if isinstance(example, FITS[task]) or (pairs and task == "CAUSAL_LM" and isinstance(example, Preference)):
+        return
+    wanted = " or ".join(kind.__name__ for kind in FITS[task])
+    hint = ": they are for the objective dpo" if isinstance(example, Preference) else ""
+    raise one("wrong_task", f"{task} learns from {wanted} rows, not from {type(example).__name__} rows{hint}")
 
 
 def check_trained(row: Tokens, whole: Tokens, max_length: int | None) -> None:
@@ -154,18 +108,6 @@ def check_trained(row: Tokens, whole: Tokens, max_length: int | None) -> None:
         )
         raise one("no_trainable_tokens", reason)
     raise one("no_trainable_tokens", "no token is trained")
-
-
-def check_pair(row: Pair, whole: Pair, max_length: int | None) -> None:
-    """Whether both answers are still there, and still differ.
-
-    Raises:
-        RowError: they are not, or don't.
-    """
-    check_trained(row.chosen, whole.chosen, max_length)
-    check_trained(row.rejected, whole.rejected, max_length)
-    if row.chosen == row.rejected:
-        raise one("no_trainable_tokens", f"both answers are the same within max_length={max_length}")
 
 
 def tokenize(example: Example, tokenizer: ChatTokenizer) -> Tokens:
@@ -202,14 +144,13 @@ def encode_example(
         source = token_ids(tokenizer, example.prompt, special=True)
         target = list(tokenizer(text_target=example.completion)["input_ids"])
         return [Tokens(source, _ended(target, tokenizer))]
-    return [_answered(example.prompt, example.completion, tokenizer)]
+    return [answered(example.prompt, example.completion, tokenizer)]
 
 
 def shorten(
     whole: Tokens,
     example: Example,
     tokenizer: ChatTokenizer,
-    task: TaskName,
     max_length: int | None,
     labels: Sequence[str] = (),
 ) -> Tokens:
@@ -224,37 +165,7 @@ def shorten(
     return cut(whole, max_length)
 
 
-def encode_preference(example: Preference, tokenizer: ChatTokenizer) -> Pair:
-    """Both answers at their full length.
-
-    Raises:
-        RowError: they can't be encoded.
-    """
-    chosen, rejected = (
-        _preferred(example, answer, tokenizer) for answer in (example.chosen, example.rejected)
-    )
-    return Pair(chosen, rejected)
-
-
-def _preferred(example: Preference, answer: str | tuple[Message, ...], tokenizer: ChatTokenizer) -> Tokens:
-    if isinstance(example.prompt, str) and isinstance(answer, str):
-        return _answered(example.prompt, answer, tokenizer)
-    prompt = tuple(unlearned(message) for message in example.prompt if isinstance(message, Message))
-    given = tuple(message for message in answer if isinstance(message, Message))
-    rows = render(ChatExample((*prompt, *given), example.tools), tokenizer)
-    if len(rows) > 1:
-        raise one("template_refused", "the chat template rewrites earlier messages: prefer one message only")
-    return learn(continued(tokenizer, rows[0].pieces), rows[0].learned)
-
-
-def unlearned(message: Message) -> Message:
-    """The same message, to be read only."""
-    return Message(
-        message.role, message.content, message.name, message.tool_calls, message.tool_call_id, weight=0
-    )
-
-
-def _answered(prompt: str, completion: str, tokenizer: ChatTokenizer) -> Tokens:
+def answered(prompt: str, completion: str, tokenizer: ChatTokenizer) -> Tokens:
     asked, answer = continued(tokenizer, (prompt, completion), special=True)
     return learn([asked, _ended(answer, tokenizer)], [False, True])
 

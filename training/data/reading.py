@@ -45,12 +45,14 @@ class Formats:
         """That of most rows, the earlier of two that are as common."""
         return max(self.counts, key=lambda name: self.counts[name], default=None)
 
-    def problems(self) -> Iterator[Problem]:
-        """The first lines of every other format."""
+    def strangers(self) -> Iterator[tuple[Problem, int]]:
+        """The first rows of each other format; with the last of them, how many there are beyond."""
         for name, lines in self.lines.items():
             if name != self.usual:
                 reason = f"a {name} row in a file of {self.usual} rows: give each format a file of its own"
-                yield from (Problem(line, reason, "mixed_formats") for line in lines)
+                for line in lines:
+                    beyond = self.counts[name] - len(lines) if line == lines[-1] else 0
+                    yield Problem(line, reason, "mixed_formats"), 1 + beyond
 
 
 def scan(lines: Iterable[tuple[int, bytes | None]], format: FormatName | None = None) -> Iterator[Row]:
@@ -100,7 +102,7 @@ def _collect(rows: Iterable[Row], source: str) -> list[Example]:
         problems += (Problem(row.line, fault.reason, fault.kind) for fault in row.faults)
         if row.example is not None:
             examples.append(row.example)
-    problems += formats.problems()
+    problems += (problem for problem, _ in formats.strangers())
     if not examples and not problems:
         problems.append(Problem(1, "there is no example in this file", "empty_file"))
     if problems:

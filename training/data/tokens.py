@@ -24,7 +24,7 @@ class Tokens:
 
 
 class ChatTokenizer(Protocol):
-    """The part of a transformers tokenizer that turning an example into tokens needs."""
+    """The part of a transformers tokenizer that turning an example into tokens needs, and showing them."""
 
     eos_token: Any
     eos_token_id: Any
@@ -35,6 +35,10 @@ class ChatTokenizer(Protocol):
     def __call__(self, text: Any = None, **options: Any) -> Mapping[str, Any]: ...
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+
+    def decode(self, token_ids: Any, **options: Any) -> Any: ...
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> Any: ...
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> Any: ...
 

@@ -1,0 +1,66 @@
+"""What the sub-verbs that read training data have in common: how rows are read, and with whose tokenizer."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from server.cli.exits import Failed
+
+if TYPE_CHECKING:
+    from training.data import ChatTokenizer
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the file, and the flags for how its rows are read."""
+    from training.data.examples import FormatName
+    from training.spec import TaskName, TrainSpec
+
+    parser.add_argument("file", metavar="FILE", type=Path, help="JSON lines: one example on each")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="base: a folder or a hub id (default: the shipped one)"
+    )
+    parser.add_argument(
+        "--format", choices=get_args(FormatName), help="what the rows are (default: their keys tell)"
+    )
+    parser.add_argument("--task", choices=get_args(TaskName), help="what to train (default: the rows tell)")
+    parser.add_argument(
+        "--max-length",
+        metavar="TOKENS",
+        type=length,
+        default=TrainSpec.max_length,
+        help="where rows are cut (default: %(default)s)",
+    )
+
+
+def length(text: str) -> int:
+    """An argument that is a number of tokens."""
+    if not text.isascii() or not text.isdigit() or not 2 <= int(text) <= 2**31:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 2, not {text!r}")
+    return int(text)
+
+
+def load_tokenizer(model: str | None) -> ChatTokenizer:
+    """The tokenizer of a base.
+
+    Raises:
+        Failed: it can't be loaded.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers import AutoTokenizer
+
+    from training.base import MODEL_DIR
+
+    try:
+        tokenizer: ChatTokenizer = AutoTokenizer.from_pretrained(model or MODEL_DIR)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise Failed(f"--model: no tokenizer could be loaded from {model}: {reason}") from None
+    return tokenizer
+
+
+def unreadable(error: OSError, path: Path) -> Failed:
+    """Why a file can't be read, as the end of a command."""
+    return Failed(f"{error.filename or path}: {error.strerror or error}")
