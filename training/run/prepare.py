@@ -27,6 +27,16 @@ _NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """A base in memory. `name`: what configs say; `digest`: of its files."""
+
+    name: str
+    digest: str
+    model: Any
+    tokenizer: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """A run that is ready to begin.
 
@@ -53,11 +63,28 @@ def prepare(spec: TrainSpec, base: str | Path, data: TrainingData, parent: Path 
     Raises:
         ValueError: they do not fit together.
     """
-    require(bool(data.train), "there are no examples to train on")
-    require(spec.patience is None or bool(data.validation), "patience needs validation data to look at")
     torch.manual_seed(spec.seed)  # a classifier's head may be new
     labels = _labels(data, parent)
     model, tokenizer = load_base(base, spec, labels)
+    loaded = LoadedBase(base_name(base), base_digest(base, model), model, tokenizer)
+    return prepare_on(loaded, spec, data, parent, labels)
+
+
+def prepare_on(
+    base: LoadedBase,
+    spec: TrainSpec,
+    data: TrainingData,
+    parent: Path | None,
+    labels: Sequence[str] = (),
+) -> Work:
+    """The same on a base that is there already; the adapter is put on it.
+
+    Raises:
+        ValueError: they do not fit together.
+    """
+    require(bool(data.train), "there are no examples to train on")
+    require(spec.patience is None or bool(data.validation), "patience needs validation data to look at")
+    tokenizer = base.tokenizer
     train = encode(data.train, tokenizer, spec.task, spec.max_length, labels)
     validation = encode(data.validation, tokenizer, spec.task, spec.max_length, labels)
     told = _skipped("training", train, len(data.train))
@@ -65,8 +92,8 @@ def prepare(spec: TrainSpec, base: str | Path, data: TrainingData, parent: Path 
     steps = spec.total_steps(len(train.rows))
     record = make_record(
         spec,
-        base_name(base),
-        base_digest(base, model),
+        base.name,
+        base.digest,
         rows_digest(train.rows),
         rows_digest(validation.rows),
         None if parent is None else files_digest(parent),
@@ -78,11 +105,11 @@ def prepare(spec: TrainSpec, base: str | Path, data: TrainingData, parent: Path 
         for rows in islice(order.epoch(0), _CALIBRATION)
     )
     torch.manual_seed(spec.seed)
-    model = wrap(model, spec, calibration, steps, parent)
+    model = wrap(base.model, spec, calibration, steps, parent)
     notes = [note for note in (told, _skipped("validation", validation, len(data.validation))) if note]
     return Work(
         spec,
-        base_name(base),
+        base.name,
         model,
         tokenizer,
         train.rows,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
 from training.events import Evaluated, Progress, Saved
 from training.folder import RunFolder
 from training.run.checkpoint import write_checkpoint
-from training.run.exact import Exact
+from training.run.exact import StepNumbers
 from training.run.journal import Journal
+from training.spec import TrainSpec
 
 _WINDOW = 20
 """Steps over which speed is measured."""
@@ -38,6 +39,17 @@ class Standing:
     worse: int = 0
 
 
+class Training(Protocol):
+    """What takes the steps. `numbers`: of the last one."""
+
+    spec: TrainSpec
+    numbers: StepNumbers
+
+    def save_state(self, folder: Path, progress: Mapping[str, Any]) -> None:
+        """Write all that a resume needs."""
+        ...
+
+
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Goes along with one trainer.
 
@@ -53,7 +65,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        trainer: Exact,
+        trainer: Training,
         run: RunFolder,
         journal: Journal,
         steps: int,
