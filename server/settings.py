@@ -128,6 +128,11 @@ class Settings(BaseSettings):
         gt=0,
         description="without a publication for so long, PEFT's process ends and gives its memory back",
     )
+    training: bool = Field(True, description="take fine-tuning jobs and train them")
+    max_training_file_mb: int = Field(512, ge=1, description="largest training file in MiB")
+    max_training_files_gb: float = Field(
+        20.0, gt=0, description="most bytes of training files of all tenants together, in GiB"
+    )
     training_threads: int = Field(
         0, ge=0, description="CPU threads of a training job; 0: half of the cores, and one at least"
     )

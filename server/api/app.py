@@ -35,6 +35,11 @@ from server.api.auth import Gate
 from server.api.context import ServerContext
 from server.api.desired import desired_loaded
 from server.api.errors import add_error_handlers
+from server.api.fine_tuning import events, jobs
+from server.api.fine_tuning import files as training_files
+from server.api.fine_tuning import limits as model_limits
+from server.api.fine_tuning.errors import add_job_errors
+from server.api.fine_tuning.sweeping import sweeping
 from server.api.limits import BodyLimit
 from server.api.origins import SameOrigin
 from server.api.publishing import check_later, stop_checks
@@ -46,6 +51,7 @@ ROUTERS = (
     # A reference to an adapter may hold a slash, so the routes below one come before the adapter itself.
     *(aliases, lifecycle, lineage, files, merged, shares),
     *(adapters, vllm, sglang, sagemaker, health, status),
+    *(training_files, jobs, events, model_limits),
     *(tenants, keys, audit, openapi),
 )
 
@@ -60,7 +66,8 @@ def create_app(context: ServerContext) -> FastAPI:
         for version in context.registry.unfinished():
             check_later(context, version)
         with desired_loaded(context):
-            yield
+            async with sweeping(context.training):
+                yield
         await stop_checks(context)
         await stop_shadows(context)
 
@@ -71,6 +78,7 @@ def create_app(context: ServerContext) -> FastAPI:
     app.add_middleware(BodyLimit, settings=context.settings)
     app.add_middleware(SameOrigin, settings=context.settings)
     add_error_handlers(app)
+    add_job_errors(app)
     for module in ROUTERS:
         app.include_router(module.router)
     return app

@@ -21,6 +21,7 @@ from server.api.registry import Registry
 from server.api.tokens import TokenBytes
 from server.engine.request import GenerationOutput, GenerationRequest, PoolingOutput, PoolingRequest
 from server.engine.stats import EngineStats
+from server.jobs.service import Service
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -88,6 +89,7 @@ class ServerContext:
     Attributes:
         base: `base.name` is the base's name in the API.
         started: unix time, the `created` of the base's model card.
+        training: None where the operator has turned it off.
         draining: set it when the server stops; from then on new work is refused with a 503.
         checks: of uploads that nobody waits for.
         merging: held while one merged model is made and sent.
@@ -103,6 +105,7 @@ class ServerContext:
     registry: Registry
     mixtures: Mixtures
     started: float
+    training: Service | None = None
     draining: bool = False
     metrics: Metrics = field(init=False)
     tokens: TokenBytes = field(init=False)

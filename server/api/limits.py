@@ -15,6 +15,7 @@ from server.api.errors import APIError
 from server.settings import MIB, Settings
 
 UPLOAD_PATH = "/v1/adapters"
+FILES_PATH = "/v1/files"
 DISCARD_BYTES = 64 * MIB
 DISCARD_SECONDS = 2.0
 
@@ -55,8 +56,12 @@ class BodyLimit:
             await self.app(scope, counted, answer)
 
     def _limit(self, path: str) -> int:
-        # One MiB beside the weights, for the config, the name and the multipart framing.
-        return (self.settings.max_adapter_mb + 1 if path == UPLOAD_PATH else self.settings.max_body_mb) * MIB
+        # One MiB beside the file, for the config, the name and the multipart framing.
+        files = {
+            UPLOAD_PATH: self.settings.max_adapter_mb + 1,
+            FILES_PATH: self.settings.max_training_file_mb + 1,
+        }
+        return files.get(path, self.settings.max_body_mb) * MIB
 
 
 def _declared_length(scope: Scope) -> int:

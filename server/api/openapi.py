@@ -22,6 +22,7 @@ from server.api.chat_schema import ChatRequest
 from server.api.classify import ClassifyRequest
 from server.api.completion_schema import CompletionRequest
 from server.api.embeddings import EmbeddingRequest
+from server.api.fine_tuning.schemas import JobFields
 from server.api.keys import KeyRequest
 from server.api.lifecycle import CanaryRequest, DeprecateRequest, MoveRequest
 from server.api.sagemaker import RegisterRequest
@@ -49,11 +50,14 @@ BODIES: Mapping[str, type[BaseModel]] = {
     "POST /load_lora_adapter": sglang.LoadRequest,
     "POST /unload_lora_adapter": sglang.UnloadRequest,
     "POST /adapters": RegisterRequest,
+    "POST /v1/fine_tuning/jobs": JobFields,
     "POST /v1/keys": KeyRequest,
     "PUT /v1/tenants/{name}": TenantRequest,
 }
 """What handlers parse. Routes with a method that may have a body, and are not here, read none."""
 UPLOAD = "POST /v1/adapters"
+UPLOADS = {UPLOAD: "Upload", "POST /v1/files": "FileUpload"}
+"""Routes that read multipart bodies, and the schemas of these."""
 OPTIONAL = {"POST /v1/adapters/{ref}/promote", "POST /v1/adapters/{name}/rollback"}
 """Bodies that may be left out."""
 
@@ -65,6 +69,7 @@ ANSWERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "GET /metrics": {"200": (TEXT,)},
     "GET /v1/adapters/{ref}/files/{file}": {"200": (JSON, FILE), "206": (JSON, FILE, "multipart/byteranges")},
     "GET /v1/adapters/{ref}/merged": {"200": ("application/x-tar",)},
+    "GET /v1/files/{file_id}/content": {"200": (FILE,), "206": (FILE, "multipart/byteranges")},
     "POST /v1/load_lora_adapter": {"200": (TEXT,)},
     "POST /v1/unload_lora_adapter": {"200": (TEXT,)},
     "POST /adapters": {"200": (TEXT,)},
@@ -90,6 +95,17 @@ _UPLOAD_PARTS: Object = {
         "promote": _TEXT_PART | {"enum": ["auto", "yes", "no"]},
         "digest": _TEXT_PART | {"description": "of the content, as the client expects it"},
         "sha256": _TEXT_PART | {"description": "of the part weights"},
+    },
+}
+_FILE_PARTS: Object = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "additionalProperties": False,
+    "properties": {
+        "file": _TEXT_PART | {"format": "binary", "description": "JSON lines to train on"},
+        "purpose": _TEXT_PART | {"enum": ["fine-tune"]},
+        "expires_after[anchor]": _TEXT_PART | {"enum": ["created_at"]},
+        "expires_after[seconds]": _TEXT_PART | {"pattern": "^[0-9]{4,7}$", "description": "3600 to 2592000"},
     },
 }
 _ERROR: Object = {
@@ -130,12 +146,12 @@ def describe(app: FastAPI) -> Object:
     references, definitions = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
-    schemas = {**definitions["$defs"], "Error": _ERROR, "Upload": _UPLOAD_PARTS}
+    schemas = {**definitions["$defs"], "Error": _ERROR, "Upload": _UPLOAD_PARTS, "FileUpload": _FILE_PARTS}
     document["components"] = {"schemas": schemas, "securitySchemes": _SCHEMES}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             route = f"{method.upper()} {path}"
-            body = _upload() if route == UPLOAD else None
+            body = _upload(UPLOADS[route]) if route in UPLOADS else None
             if route in BODIES:
                 body = _body(references[BODIES[route], "validation"], route not in OPTIONAL)
             _complete(operation, route, body)
@@ -162,8 +178,8 @@ def _body(schema: Any, required: bool) -> Object:
     return {"required": required, "content": {JSON: {"schema": schema}}}
 
 
-def _upload() -> Object:
-    schema = {"$ref": "#/components/schemas/Upload"}
+def _upload(name: str) -> Object:
+    schema = {"$ref": f"#/components/schemas/{name}"}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 

@@ -31,9 +31,3 @@ class OverQuota(JobError):
     """The tenant, or the server, has as much as it may have: a 403 over HTTP."""
 
     code = "quota_exceeded"
-
-
-class TooLarge(JobError):
-    """A file over the limit: a 413 over HTTP."""
-
-    code = "file_too_large"

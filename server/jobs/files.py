@@ -3,8 +3,7 @@
     data_dir/training/files/<id>       with a store, a copy of what is there
 
 A content is in its place before its row is written, and goes after its row: what a crash leaves is a content
-without a row, which `sweep` removes. A file whose time is over is gone for those who ask; its content stays
-while a job needs it.
+without a row, which `sweep` removes. A file whose time is over stays while a job needs it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select
 
 from adapters.blobs.local import sync
 from adapters.blobs.objects import Objects
@@ -25,8 +24,8 @@ from adapters.registry.database import Database, Write
 from adapters.registry.records import Caller
 from adapters.registry.rows import quota_of
 from server.jobs.errors import Conflict, NotThere, OverQuota
-from server.jobs.records import UNFINISHED, Purpose, TrainingFile, is_file_id, new_id
-from server.jobs.rows import file_of, find_file, plain
+from server.jobs.records import UNFINISHED, Job, Purpose, TrainingFile, is_file_id, new_id
+from server.jobs.rows import file_of, find_file, is_kept, plain
 from server.jobs.schema import FILES, JOBS
 
 SETTLED_SECONDS = 3600.0
@@ -35,7 +34,7 @@ _WINDOW = 16 * 1024**2
 _PART = ".part"
 
 
-class TrainingFiles:
+class Files:
     """The training files of a database, and the contents in one data directory. Safe from any thread.
 
     Args:
@@ -55,6 +54,8 @@ class TrainingFiles:
         self._database, self._replica, self._store = database, replica, store
         self._folder = data_dir / "training" / "files"
         self._folder.mkdir(parents=True, exist_ok=True)
+        for left_over in self._folder.glob(f"*{_PART}"):
+            left_over.unlink()
         self._max_bytes = max_bytes
         self._coming: set[str] = set()
         self._lock = Lock()  # of `_coming`
@@ -74,8 +75,6 @@ class TrainingFiles:
         caller: Caller,
         content: Path,
         filename: str,
-        *,
-        purpose: Purpose = "fine-tune",
         expires_after: float | None = None,
     ) -> TrainingFile:
         """Take a file of this file system over; it is the caller's tenant's.
@@ -87,35 +86,14 @@ class TrainingFiles:
             OverQuota: the tenant, or the server, has as many bytes as it may have.
             TenantNotFound: the tenant was removed meanwhile.
         """
-        size, sha256 = content.stat().st_size, _sha256(content)
-        file_id = new_id("file")
-        with self._lock:
-            self._coming.add(file_id)
-        try:
-            self._place(content, file_id)
-            with self._database.write() as write:
-                self._check(write.connection, caller.tenant, size)
-                values = {
-                    "id": file_id,
-                    "number": write.revision,
-                    "tenant": caller.tenant,
-                    "filename": plain(filename),
-                    "purpose": purpose,
-                    "bytes": size,
-                    "sha256": sha256,
-                    "created": write.now,
-                    "expires": None if expires_after is None else write.now + expires_after,
-                    "replica": self._replica if self._store is None else "",
-                }
-                write.connection.execute(insert(FILES).values(values))
-                write.audit(caller, "file.create", file_id, None, {"bytes": size, "sha256": sha256})
-            return TrainingFile(**values)  # type: ignore[arg-type]
-        except BaseException:
-            self._remove_content(file_id)
-            raise
-        finally:
-            with self._lock:
-                self._coming.discard(file_id)
+        return self._add(caller, content, filename, "fine-tune", expires_after, bounded=True)
+
+    def keep_results(self, job: Job, text: str) -> TrainingFile:
+        """A file of what `job` measured, in its tenant, whatever that may store."""
+        part = self._folder / f"{job.id}{_PART}"
+        part.write_text(text)
+        owner = Caller(job.tenant, job.actor)
+        return self._add(owner, part, "step_metrics.csv", "fine-tune-results", None, bounded=False)
 
     def get(self, caller: Caller, file_id: str) -> TrainingFile:
         """One file.
@@ -141,7 +119,7 @@ class TrainingFiles:
             NotThere: there is no file `after`.
         """
         order = FILES.c.number if oldest else FILES.c.number.desc()
-        query = select(FILES).where(_lives(time.time())).order_by(order).limit(limit)
+        query = select(FILES).where(is_kept(time.time())).order_by(order).limit(limit)
         if not caller.operator:
             query = query.where(FILES.c.tenant == caller.tenant)
         if purpose is not None:
@@ -189,11 +167,7 @@ class TrainingFiles:
 
     def sweep(self) -> tuple[str, ...]:
         """Remove files that are over and that no job needs, and contents without a row; ids of the former."""
-        needed = exists().where(
-            or_(JOBS.c.training_file == FILES.c.id, JOBS.c.validation_file == FILES.c.id),
-            JOBS.c.status.in_(UNFINISHED),
-        )
-        over = select(FILES).where(~_lives(time.time()), ~needed)
+        over = select(FILES).where(~is_kept(time.time()))
         with self._database.read() as connection:
             due = connection.execute(over.limit(1)).first() is not None
         gone: list[str] = []
@@ -204,6 +178,47 @@ class TrainingFiles:
                     gone.append(row["id"])
         self._remove_orphans()
         return tuple(gone)
+
+    def _add(
+        self,
+        caller: Caller,
+        content: Path,
+        filename: str,
+        purpose: Purpose,
+        expires_after: float | None,
+        *,
+        bounded: bool,
+    ) -> TrainingFile:
+        size, sha256 = content.stat().st_size, _sha256(content)
+        file_id = new_id("file")
+        with self._lock:
+            self._coming.add(file_id)
+        try:
+            self._place(content, file_id)
+            with self._database.write() as write:
+                if bounded:
+                    self._check(write.connection, caller.tenant, size)
+                values = {
+                    "id": file_id,
+                    "number": write.revision,
+                    "tenant": caller.tenant,
+                    "filename": plain(filename),
+                    "purpose": purpose,
+                    "bytes": size,
+                    "sha256": sha256,
+                    "created": write.now,
+                    "expires": None if expires_after is None else write.now + expires_after,
+                    "replica": self._replica if self._store is None else "",
+                }
+                write.connection.execute(insert(FILES).values(values))
+                write.audit(caller, "file.create", file_id, None, {"bytes": size, "sha256": sha256})
+            return TrainingFile(**values)  # type: ignore[arg-type]
+        except BaseException:
+            self._remove_content(file_id)
+            raise
+        finally:
+            with self._lock:
+                self._coming.discard(file_id)
 
     def _check(self, connection: Connection, tenant: str, size: int) -> None:
         total = func.coalesce(func.sum(FILES.c.bytes), 0)
@@ -266,10 +281,6 @@ class TrainingFiles:
         for file_id in settled - coming - known:
             if self._store is not None and is_file_id(file_id):
                 self._store.delete(file_id)
-
-
-def _lives(now: float) -> ColumnElement[bool]:
-    return or_(FILES.c.expires.is_(None), FILES.c.expires > now)
 
 
 def _needs(file_id: str) -> ColumnElement[bool]:

@@ -50,18 +50,19 @@ class Queue:
         base_digest: what it can train on.
 
     Attributes:
-        wake: called after something that may be claimed has come, from any thread.
+        wake: called, from any thread, after something has come to `claim` or to `claim_check`.
     """
 
     def __init__(self, database: Database, replica: str, base_digest: str) -> None:
         self._database, self.replica, self._base = database, replica, base_digest
+        self._opened = time.time()
         self.wake: Callable[[], None] = lambda: None
 
     def recover(self) -> tuple[str, ...]:
-        """At the start, before anything is claimed: what this server worked on when it ended waits again."""
+        """At the start: what this server worked on when it ended waits again."""
+        before = and_(JOBS.c.replica == self.replica, JOBS.c.beat < self._opened)
         with self._database.write() as write:
-            rows = write.connection.execute(select(JOBS).where(JOBS.c.replica == self.replica)).mappings()
-            found = rows.all()
+            found = write.connection.execute(select(JOBS).where(before)).mappings().all()
             for row in found:
                 _lose(write, row, "The server was started again.")
         return tuple(row["id"] for row in found)

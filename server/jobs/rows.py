@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, exists, insert, or_, select, update
 
 from adapters.registry.database import Write
 from adapters.registry.records import Caller
 from server.jobs.errors import NotThere
 from server.jobs.records import (
+    UNFINISHED,
     Checkpoint,
     EventType,
     Job,
@@ -69,11 +70,18 @@ def find_file(connection: Connection, file_id: str, caller: Caller) -> TrainingF
     """Raises `NotThere` for what is not there any more, and for what is another tenant's."""
     row = None
     if is_file_id(file_id):
-        row = connection.execute(select(FILES).where(FILES.c.id == file_id)).mappings().first()
-    over = row is not None and row["expires"] is not None and row["expires"] <= time.time()
-    if row is None or over or not caller.owns(row["tenant"]):
+        query = select(FILES).where(FILES.c.id == file_id, is_kept(time.time()))
+        row = connection.execute(query).mappings().first()
+    if row is None or not caller.owns(row["tenant"]):
         raise NotThere(f"No such File object: {file_id[:100]}", "id", "file_not_found")
     return file_of(row)
+
+
+def is_kept(now: float) -> ColumnElement[bool]:
+    """Of a file: its time is not over, or a job needs it that is not over."""
+    used = or_(JOBS.c.training_file == FILES.c.id, JOBS.c.validation_file == FILES.c.id)
+    needed = exists().where(used, JOBS.c.status.in_(UNFINISHED))
+    return or_(FILES.c.expires.is_(None), FILES.c.expires > now, needed)
 
 
 def find_job(connection: Connection, job_id: str, caller: Caller) -> Job:

@@ -54,8 +54,11 @@ class Jobs(Queue):
         super().__init__(database, replica, base_digest)
         self._most = max_unfinished
 
-    def create(self, caller: Caller, request: JobRequest) -> Job:
+    def create(self, caller: Caller, request: JobRequest, job_id: str | None = None) -> Job:
         """A new job, in state `validating_files`.
+
+        Args:
+            job_id: one that `new_id` made, if the caller has to know it before.
 
         Raises:
             NotThere: there is no such file in the caller's tenant.
@@ -72,7 +75,7 @@ class Jobs(Queue):
             if request.validation_file is not None:
                 name = "validation_file"
                 files.append(_training_file(write.connection, request.validation_file, name, caller))
-            job_id = new_id("ftjob")
+            job_id = job_id or new_id("ftjob")
             write.connection.execute(insert(JOBS).values(self._row(write, job_id, caller, request, files)))
             for key, value in (request.metadata or {}).items():
                 write.connection.execute(insert(LABELS).values(job=job_id, key=key, value=value))

@@ -1,0 +1,35 @@
+"""What a job leaves to us, decided once its data is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from server.jobs.records import JobRequest
+from training.data.advice import auto_epochs
+
+AUTO = "auto"
+
+
+def settle(request: JobRequest, report: Mapping[str, Any]) -> JobRequest:
+    """`request` with a number in place of each `auto`.
+
+    Args:
+        report: what `DataReport.to_json` says of its data.
+    """
+    spec, rows = request.spec, int(report["statistics"]["examples"])
+    if request.hyperparameters.get("n_epochs") == AUTO and spec.steps is None:
+        spec = replace(spec, epochs=auto_epochs(rows))
+    if request.hyperparameters.get("batch_size") == AUTO:
+        spec = replace(spec, batch_size=max(1, min(spec.batch_size, rows)))
+    found = {
+        "n_epochs": spec.epochs,
+        "batch_size": spec.effective_batch,
+        "learning_rate_multiplier": 1.0,
+        "beta": spec.beta,
+    }
+    settled = {
+        name: found[name] if value == AUTO else value for name, value in request.hyperparameters.items()
+    }
+    return replace(request, spec=spec, hyperparameters=settled)
