@@ -6,10 +6,10 @@ after_step = step_hook(model, spec)     call it after each optimizer step, befor
 save(model, folder, base_name=..., spec=spec)
 """
 
-from training.methods.adalora import step_hook
+from training.methods.adalora import penalty, step_hook
 from training.methods.loading import load_base
 from training.methods.saving import save
 from training.methods.state import load_trainable_state, trainable_state
 from training.methods.wrapping import wrap
 
-__all__ = ["load_base", "load_trainable_state", "save", "step_hook", "trainable_state", "wrap"]
+__all__ = ["load_base", "load_trainable_state", "penalty", "save", "step_hook", "trainable_state", "wrap"]

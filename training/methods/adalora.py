@@ -45,6 +45,23 @@ def step_hook(model: Any, spec: TrainSpec) -> Callable[[int], None] | None:
     return cut
 
 
+def penalty(model: Any) -> Tensor | None:
+    """What AdaLoRA adds to the loss of a step: how far A's rows and B's columns are from orthogonal; or None.
+
+    PEFT adds it to the loss that a model computes by itself, which a run does not ask for.
+    """
+    tuner = model.base_model
+    if not isinstance(tuner, AdaLoraModel):
+        return None
+    norms = []
+    for name, factor in tuner.model.named_parameters():
+        if "lora_A.default" in name or "lora_B.default" in name:
+            product = factor @ factor.T if "lora_A" in name else factor.T @ factor
+            norms.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
+    mean: Tensor = torch.stack(norms).mean()
+    return model.peft_config["default"].orth_reg_weight * mean
+
+
 def schedules(model: Any) -> bool:
     """Whether ranks are still being found: those of an adapter that a run goes on from are."""
     return not getattr(model, "fixed_ranks", False)

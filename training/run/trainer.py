@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from training.data import Tokens
 from training.evaluate import pad_token
+from training.methods import penalty
 from training.methods.loading import device_of
 from training.run.batches import collate, token_loss, trained
 from training.run.exact import Exact, trainer_arguments
@@ -39,7 +40,12 @@ class Supervised(Exact, Trainer):  # type: ignore[misc]
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         loss, right = token_loss(model(**inputs).logits, labels, self.spec.task, num_items_in_batch)
         self.numbers.right = right if self.numbers.right is None else self.numbers.right + right
-        return loss
+        extra = penalty(self.model)
+        if extra is None:
+            return loss
+        extra = extra * trained(labels, self.spec.task) / num_items_in_batch
+        self.numbers.loss = self.numbers.loss - extra.detach()  # what is told is the loss of the data
+        return loss + extra
 
 
 def make_trainer(
