@@ -83,7 +83,10 @@ class Metrics:
             registry=self.registry,
         )
         self.training_running = Gauge(
-            "multilora_training_running", "Training jobs that run", registry=self.registry
+            "multilora_training_running",
+            "Training jobs that a process has, to check their data or to train",
+            ["work"],
+            registry=self.registry,
         )
         self.training_jobs = self._counter("training_jobs", "Training jobs that ended", ["outcome"])
         self.training_steps = self._counter("training_steps", "Optimizer steps of training jobs", [])

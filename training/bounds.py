@@ -30,7 +30,8 @@ def stand_back(nice: int) -> None:
 def bound_memory(nbytes: int) -> None:
     """Have allocations fail once this process has taken `nbytes`, what it has by now included.
 
-    Libraries reserve far more than they use, so that is not counted: only what is taken from here on.
+    Libraries reserve far more than they use, so that is not counted: only what is taken from here on. With a
+    GPU there is no such bound: its driver reserves without end.
 
     Raises:
         MemoryError: it has more already.
@@ -41,7 +42,8 @@ def bound_memory(nbytes: int) -> None:
             f"the libraries alone take {taken // _MIB} MiB, and {nbytes // _MIB} MiB are allowed"
         )
     limit = reserved + nbytes - taken
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if not any(Path("/proc/driver").glob("nvidia*")):
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,13 +5,13 @@ that the server is gone.
 
 From the process, each with the `job` it is about: what `training/events.py` has, and
 
-    {"event": "checked", "rows": ..., "validation_rows": ..., "problems": [...]}   the data was read
-    {"event": "gate", ...}                                          what `training/gate.py` says
-    {"event": "complete", "folder": ..., "metrics": {...}}          the result is there
-    {"event": "stopped"}                                            and can be resumed
+    {"event": "checked", "report": {...}}                      the data is good; `DataReport.to_json` of it
+    {"event": "gate", ...}                                     what `training/gate.py` says
+    {"event": "complete", "folder": ..., "metrics": {...}}     the result is there
+    {"event": "stopped"}                                       and can be resumed
     {"event": "failed", "error": {"code", "message", "param", "fault"}}
 
-The last three end a job.
+The first and the last three end a job.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from typing import Any, Literal
 from training.spec import TrainSpec, spec_from_json, spec_to_json
 
 Fault = Literal["user", "server"]
-ENDINGS = ("complete", "stopped", "failed")
-"""The events after which nothing more comes of a job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,7 @@ class Work:
     Attributes:
         memory_bytes: that the process may take, its libraries included; None: all there is.
         nice: how much it stands back behind others (nice(2)).
+        check: only look whether the data is good.
     """
 
     base: str
@@ -72,6 +71,7 @@ class Work:
     jobs: tuple[JobWork, ...]
     memory_bytes: int | None = None
     nice: int = 19
+    check: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ def metrics_table() -> str:
     metrics.pooled.labels("embed")
     metrics.startup.labels("imports")
     metrics.training_jobs.labels("succeeded")
+    metrics.training_running.labels("train")
     rows = ["| Metric | Kind | Labels | Meaning |", "|---|---|---|---|"]
     for family in metrics.registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name

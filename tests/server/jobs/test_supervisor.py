@@ -1,0 +1,364 @@
+"""The supervisor with a process that only plays: what becomes of jobs, whatever the process does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.errors import RegistryUnavailable
+from adapters.limits import AdapterLimits
+from adapters.registry.records import LOCAL, AdapterVersion, Caller, Quota
+from adapters.registry.registry import Registry
+from server.jobs import group, supervisor
+from server.jobs.files import Files
+from server.jobs.publication import Publication
+from server.jobs.records import Job, JobRequest
+from server.jobs.site import Bounds, Site
+from server.jobs.store import Jobs
+from server.jobs.supervisor import Supervisor
+from server.metrics import Metrics
+from tests.adapters.conftest import plain_adapter, spec_of, tiny_llama
+from tests.server.api.fakes import STATS
+from training.events import Advised, Evaluated, Finished, Progress, Sample, Started, event_to_json
+from training.spec import LoraSpec, TrainSpec
+
+FAKE = Path(__file__).with_name("fake_worker.py")
+STARTED = event_to_json(Started(0.0, 4, 10, 1000, 8, 2))
+USER = Caller("default", "key-0123")
+
+
+def progress(step: int) -> list[Any]:
+    return ["say", event_to_json(Progress(step, 1.0 / step, 0.01, 0.5, 100.0, 1.0, 50 * step, 0.5))]
+
+
+GOOD = [
+    ["say", STARTED],
+    progress(1),
+    ["say", event_to_json(Evaluated(2, 0.25, 0.75, "exact_match", 0.5, (Sample("a", "b", "c"),)))],
+    ["save", 2],
+    progress(4),
+    ["save", 4],
+    ["say", event_to_json(Finished(4, "done", 1.0, 0.2, 200))],
+    ["done", 4],
+]
+
+
+class Place:
+    """One data directory with all that a supervisor needs, and one of these on demand."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.adapter = plain_adapter(folder / "adapter").folder
+        monkeypatch.setenv("ADAPTER", str(self.adapter))
+        monkeypatch.setattr(supervisor, "IDLE_SECONDS", 0.05)
+        monkeypatch.setattr(group, "TICK_SECONDS", 0.02)
+        monkeypatch.setattr(group, "BEAT_SECONDS", 0.05)
+        self.base = spec_of(tiny_llama())
+        self.registry = Registry(folder / "data", self.base, AdapterLimits())
+        database, replica = self.registry.database, self.registry.replica
+        self.jobs = Jobs(database, replica, self.base.digest)
+        self.files = Files(database, replica, folder / "data")
+        self.metrics = Metrics(lambda: STATS, "tiny", 1)
+        self.publish: Callable[[Any], tuple[AdapterVersion, bool]] = lambda work: work()
+        self.stopping = threading.Event()
+
+    @contextmanager
+    def supervised(self, together: int = 8) -> Iterator[Supervisor]:
+        self.stopping = threading.Event()
+        site = Site(
+            self.jobs,
+            self.files,
+            Publication(self.registry, lambda work: self.publish(work), self.stopping),
+            self.metrics,
+            self.folder / "data" / "training" / "jobs",
+            self.folder / "base",
+            Bounds(1, 1 << 30, 3, together),
+            self.stopping,
+            (sys.executable, str(FAKE)),
+        )
+        found = Supervisor(site)
+        found.start()
+        try:
+            yield found
+        finally:
+            found.close()
+
+    def create(self, actions: Any, name: str = "bot", caller: Caller = USER, **request: Any) -> str:
+        path = self.folder / "upload"
+        path.write_text(json.dumps(actions))
+        file = self.files.add(caller, path, "rows.jsonl")
+        spec = request.pop("spec", TrainSpec())
+        return self.jobs.create(caller, JobRequest("tiny", name, file.id, spec, **request)).id
+
+    def job(self, job_id: str) -> Job:
+        return self.jobs.get(LOCAL, job_id)
+
+    def wait(self, job_id: str, *statuses: str) -> Job:
+        deadline = time.monotonic() + 20
+        while self.job(job_id).status not in statuses or self.job(job_id).replica:
+            assert time.monotonic() < deadline, (self.job(job_id), self.said(job_id))
+            time.sleep(0.02)
+        return self.job(job_id)
+
+    def said(self, job_id: str) -> list[str]:
+        return [event.message for event in self.jobs.events(LOCAL, job_id, limit=1000, oldest=True)]
+
+    def count(self, outcome: str) -> float:
+        return float(self.metrics.training_jobs.labels(outcome)._value.get())
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    made = Place(tmp_path, monkeypatch)
+    yield made
+    made.registry.close()
+
+
+def test_a_job_that_goes_well(place: Place) -> None:
+    with place.supervised():
+        job_id = place.create(GOOD, metadata={"a": "b"})
+        job = place.wait(job_id, "succeeded")
+
+    assert (job.fine_tuned_model, job.trained_tokens, job.error) == ("bot@1", 7, None)
+    version = place.registry.resolve("bot", USER)
+    assert version.lineage.job == job_id
+    assert [file.name for file in version.lineage.data] == ["rows.jsonl"]
+    assert version.lineage.data[0].sha256 == place.files.get(LOCAL, job.request.training_file).sha256
+    newest, first = place.jobs.checkpoints(LOCAL, job_id)
+    assert (first.step, first.model) == (2, f"{job_id}@1")
+    assert first.metrics["full_valid_loss"] == 0.25
+    assert (newest.step, newest.metrics["train_loss"]) == (4, 0.25)
+    assert place.registry.resolve(job_id, USER).version == 2
+    said = place.said(job_id)
+    assert "Step 2/4: validation loss=0.2500, exact_match=0.5000" in said
+    assert "Step 4/4: training loss=0.2500" in said
+    assert said[-1] == "The job has successfully completed"
+    assert [entry.actor for entry in place.registry.audit(subject="bot@1")] == ["key-0123"]
+    assert place.count("succeeded") == 1
+    assert not (place.folder / "data/training/jobs" / job_id / "run/checkpoints").exists()
+
+
+def test_the_process_is_told_its_bounds_and_no_secret(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MULTILORA_ADMIN_KEY", "secret-of-the-operator")
+    seen = place.folder / "seen"
+    with place.supervised():
+        place.wait(place.create([["touch", str(seen)], ["done", 1]]), "succeeded")
+    found = json.loads(seen.read_text())
+    assert (found["work"]["threads"], found["work"]["nice"], found["work"]["memory_bytes"]) == (1, 3, 1 << 30)
+    assert found["environment"]["OMP_NUM_THREADS"] == "1"
+    assert "secret-of-the-operator" not in found["environment"].values()
+
+
+def test_bad_data_ends_a_job_before_it_trains(place: Place) -> None:
+    with place.supervised():
+        job = place.wait(place.create("bad"), "failed")
+    assert job.error is not None
+    assert (job.error.code, job.error.fault) == ("invalid_training_file", "user")
+    assert job.started is None
+
+
+def test_one_of_a_group_fails_alone(place: Place) -> None:
+    error = {"code": "diverged", "message": "the loss is nan at step 3", "fault": "user"}
+    bad = place.create([["say", STARTED], ["fail", error]], "bad")
+    good = place.create(GOOD, "good")
+    with place.supervised():
+        failed, done = place.wait(bad, "failed"), place.wait(good, "succeeded")
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.message) == ("diverged", "the loss is nan at step 3")
+    assert done.fine_tuned_model == "good@1"
+    assert place.count("failed_user") == 1
+
+
+def test_a_process_that_dies_again_and_again_is_given_up(place: Place) -> None:
+    with place.supervised():
+        job_id = place.create([["say", STARTED], ["save", 2], ["die", "SIGKILL"]])
+        error = place.wait(job_id, "failed").error
+    assert error is not None
+    assert (error.code, error.fault) == ("worker_lost", "server")
+    assert "killed by SIGKILL" in error.message
+    assert place.count("failed_server") == 1
+    assert 1 < place.metrics.training_deaths._value.get() < 10
+
+
+def test_one_death_costs_nothing(place: Place) -> None:
+    with place.supervised():
+        job_id = place.create([*GOOD[:4], ["die", "SIGSEGV", str(place.folder / "died")], *GOOD[4:]])
+        assert place.wait(job_id, "succeeded").fine_tuned_model == "bot@1"
+    assert [checkpoint.step for checkpoint in place.jobs.checkpoints(LOCAL, job_id)] == [4, 2]
+    assert any("The process that trained it ended: killed by SIGSEGV." in text for text in place.said(job_id))
+
+
+def test_after_the_death_of_a_group_each_goes_on_alone(place: Place) -> None:
+    killer = place.create([["words", "Boom"], ["die", "SIGKILL"]], "killer")
+    good = place.create(GOOD, "good")
+    with place.supervised():
+        place.wait(good, "succeeded")
+        error = place.wait(killer, "failed").error
+    assert error is not None
+    assert "its last words: Boom" in error.message
+
+
+def test_memory_that_ends_is_the_users_to_mend(place: Place) -> None:
+    with place.supervised():
+        job = place.wait(
+            place.create([["words", "terminate called after throwing std::bad_alloc"], ["die", "SIGABRT"]]),
+            "failed",
+        )
+    assert job.error is not None
+    assert (job.error.code, job.error.fault) == ("out_of_memory", "user")
+
+
+def test_pause_and_resume(place: Place) -> None:
+    with place.supervised():
+        job_id = place.create([["say", STARTED], ["save", 1], ["stop"]])
+        while not place.jobs.checkpoints(LOCAL, job_id):
+            time.sleep(0.01)
+        place.jobs.pause(USER, job_id)
+        place.wait(job_id, "paused")
+        assert place.registry.resolve(job_id, USER).version == 1
+        place.files.path(place.job(job_id).request.training_file).write_text(json.dumps(GOOD))
+        place.jobs.resume(USER, job_id)
+        assert place.wait(job_id, "succeeded").fine_tuned_model == "bot@1"
+
+
+def test_cancel_ends_the_process_at_once(place: Place) -> None:
+    with place.supervised():
+        job_id = place.create([["say", STARTED], ["save", 1], ["sleep", 60], *GOOD])
+        while not place.jobs.checkpoints(LOCAL, job_id):
+            time.sleep(0.01)
+        place.jobs.cancel(USER, job_id)
+        place.wait(job_id, "cancelled")
+    assert place.count("cancelled") == 1
+    assert place.registry.versions("bot") == ()
+
+
+def test_a_result_that_is_cancelled_as_it_is_published_is_taken_back(place: Place) -> None:
+    job_id = ""
+
+    def publish(work: Any) -> tuple[AdapterVersion, bool]:
+        version, is_new = work()
+        if version.name == "bot":
+            place.jobs.cancel(USER, job_id)
+        return version, is_new
+
+    place.publish = publish
+    job_id = place.create(GOOD)
+    with place.supervised():
+        place.wait(job_id, "cancelled")
+    assert place.registry.versions("bot") == ()
+
+
+def test_a_server_that_ends_has_jobs_saved_and_goes_on_with_them(place: Place) -> None:
+    with place.supervised():
+        job_id = place.create([["say", STARTED], ["save", 1], ["stop"]])
+        while not place.jobs.checkpoints(LOCAL, job_id):
+            time.sleep(0.01)
+    assert (place.job(job_id).status, place.job(job_id).replica) == ("queued", "")
+    place.files.path(place.job(job_id).request.training_file).write_text(json.dumps(GOOD))
+    with place.supervised():
+        place.wait(job_id, "succeeded")
+
+
+def test_checkpoints_of_a_server_that_was_killed_are_published_later(place: Place) -> None:
+    job_id = place.create(GOOD)
+    claimed = place.jobs.claim_check()
+    assert claimed is not None
+    place.jobs.checked(job_id, claimed.request)
+    (job,) = place.jobs.claim()
+    checkpoint = place.folder / "data/training/jobs" / job.id / "run/checkpoints/step-00000002"
+    shutil.copytree(place.adapter, checkpoint)
+    place.jobs._opened = time.time() + 1
+    with place.supervised():
+        place.wait(job_id, "succeeded")
+    assert [checkpoint.step for checkpoint in place.jobs.checkpoints(LOCAL, job_id)] == [4, 2]
+
+
+def test_the_gate(place: Place) -> None:
+    gate = {
+        "event": "gate",
+        "reason": "exact_match 0.10 is below the base's 0.50",
+        "held_out": True,
+        "scores": {"base": {"exact_match": 0.5}, "adapter": {"exact_match": 0.1}, "current": None},
+    }
+    with place.supervised():
+        bad = place.create([*GOOD[:-1], ["say", {**gate, "passed": False}], GOOD[-1]])
+        error = place.wait(bad, "failed").error
+        assert error is not None
+        assert (error.code, error.fault) == ("gate_not_passed", "user")
+        assert "exact_match 0.10 is below the base's 0.50" in error.message
+        assert place.registry.resolve(bad, USER).version == 2  # its checkpoints answer
+        assert place.registry.versions("bot") == ()
+        good = place.create([["say", {**gate, "passed": True, "reason": "better"}], ["done", 9]])
+        place.wait(good, "succeeded")
+    assert dict(place.registry.resolve("bot").lineage.scores) == {"exact_match": 0.1, "base.exact_match": 0.5}
+
+
+def test_the_current_version_is_what_the_gate_compares_with(place: Place) -> None:
+    seen = place.folder / "seen"
+    with place.supervised():
+        place.wait(place.create(GOOD), "succeeded")
+        current = place.registry.resolve("bot")
+        place.wait(place.create([["touch", str(seen)], ["done", 8]], gate_minimum=0.5), "succeeded")
+        (work,) = json.loads(seen.read_text())["work"]["jobs"]
+        assert work["gate"] == {"current": str(place.registry.folder(current.digest)), "minimum": 0.5}
+        place.wait(place.create([["touch", str(seen)], ["done", 7]], gate=False, promote="no"), "succeeded")
+        (work,) = json.loads(seen.read_text())["work"]["jobs"]
+        assert work["gate"] is None
+    assert place.registry.holders(current.digest) == 0
+    assert [version.version for version in place.registry.versions("bot")] == [1, 2, 3]
+    assert place.registry.resolve("bot").version == 2  # the third was not promoted
+
+
+def test_a_checkpoint_over_the_quota_costs_no_training_and_a_result_fails(place: Place) -> None:
+    place.registry.tenants.put("acme", Quota(max_versions=1))
+    with place.supervised():
+        job_id = place.create(GOOD, caller=Caller("acme"))
+        job = place.wait(job_id, "failed")
+    assert job.error is not None
+    assert (job.error.code, job.error.fault) == ("quota_exceeded", "user")
+    assert any(text.startswith("The checkpoint at step 4 can't be asked") for text in place.said(job_id))
+    (checkpoint,) = place.jobs.checkpoints(LOCAL, job_id)
+    assert checkpoint.model == f"acme/{job_id}@1"
+
+
+def test_what_can_not_be_published_now_is_published_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs.publication.RETRY_SECONDS", 0.01)
+    tries = 0
+
+    def publish(work: Any) -> tuple[AdapterVersion, bool]:
+        nonlocal tries
+        tries += 1
+        if tries % 3:
+            raise RegistryUnavailable("the store is away")
+        version, is_new = work()
+        return version, is_new
+
+    place.publish = publish
+    with place.supervised():
+        assert place.wait(place.create(GOOD), "succeeded").fine_tuned_model == "bot@1"
+    assert tries == 9
+
+
+def test_advice_is_a_warning_and_only_what_fits_trains_together(place: Place) -> None:
+    seen = place.folder / "seen"
+    advice = ["say", event_to_json(Advised(3, "flat", "The loss does not move: raise the learning rate"))]
+    first = place.create([["touch", str(seen)], ["say", STARTED], advice, ["done", 1]], "one")
+    second = place.create(GOOD, "two", spec=TrainSpec(LoraSpec(rank=4)))
+    third = place.create(GOOD, "three", spec=TrainSpec(LoraSpec(method="dora")))
+    with place.supervised():
+        for job_id in (first, second, third):
+            place.wait(job_id, "succeeded")
+    assert {job["id"] for job in json.loads(seen.read_text())["work"]["jobs"]} == {first, second}
+    (event,) = [each for each in place.jobs.events(LOCAL, first, limit=100) if each.level == "warn"]
+    assert event.message == "The loss does not move: raise the learning rate"
