@@ -7,6 +7,8 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -15,7 +17,13 @@ import torch
 from training.events import Advised, Evaluated, Finished, Report, Started
 from training.folder import STATE, RunFolder
 from training.methods import save
+from training.report.board import TensorBoardLog
+from training.report.card import write_card
+from training.report.curves import Curves
 from training.report.evaluation import evaluate
+from training.report.lineage import write_lineage
+from training.report.origin import Origin
+from training.report.picture import draw
 from training.run.checkpoint import CONFIG, publish
 from training.run.exact import precision_of
 from training.run.journal import Journal
@@ -33,6 +41,7 @@ class Course:
     Attributes:
         saved: where it goes on from; None: it begins.
         done: optimizer steps that were taken before.
+        ended: why there is no step left to take; empty: there is.
     """
 
     def __init__(
@@ -48,7 +57,9 @@ class Course:
         self.saved = _saved(run, work, resume)
         self.done = 0 if self.saved is None else self.saved.step
         self._standing = Standing() if self.saved is None else Standing(**self.saved.progress)
-        self._journal = Journal(run.events, report, self.done)
+        self.ended = self._standing.ended(work.spec, self.done, work.steps)
+        self._board = TensorBoardLog(run.tensorboard)
+        self._journal = Journal(run.events, (self._board, report), self.done)
         self._sizes: tuple[int, int] = work.model.get_nb_trainable_parameters()
 
     def watch(
@@ -59,6 +70,7 @@ class Course:
             trainer,
             self._run,
             self._journal,
+            self.done,
             self._work.steps,
             save=self._save,
             evaluate=self._evaluate if self._work.validation else None,
@@ -77,16 +89,21 @@ class Course:
 
     def end(self, watch: Watch) -> RunResult:
         """Tell it, and publish the result of a run that is complete."""
-        result = self._result(watch.reason or "done")
+        result = self._result(watch.reason or self.ended, watch.step)
         finished = Finished(result.steps, result.reason, result.seconds, result.loss, result.trained_tokens)
         self._journal.tell(finished)
+        curves = Curves(self._journal.past)
+        if curves.progress:
+            draw(curves, self._run.curve, title=f"{self._run.path.name} on {self._work.base_name}")
         if result.complete:
-            publish(self._run, result.best_step or result.steps, lambda folder: None)
+            origin = replace(self._work.origin, step=result.best_step)
+            publish(self._run, result.best_step or result.steps, partial(_describe, origin, curves))
         return result
 
     def close(self) -> None:
         """It is over, however it ended."""
         self._journal.close()
+        self._board.close()
 
     def _save(self, folder: Path) -> None:
         work = self._work
@@ -98,7 +115,7 @@ class Course:
         with self._in_place(), precision_of(work.spec, work.model.device):
             return evaluate(work.model, work.tokenizer, work.validation, work.spec, step)
 
-    def _result(self, reason: str) -> RunResult:
+    def _result(self, reason: str, step: int) -> RunResult:
         losses = self._journal.losses()
         evaluations = [event for event in self._journal.past if isinstance(event, Evaluated)]
         trainable, total = self._sizes
@@ -107,7 +124,7 @@ class Course:
             complete=reason != "stopped",
             reason=reason,
             losses=losses,
-            steps=len(losses),
+            steps=step,
             seconds=self._standing.seconds,
             trained_tokens=self._standing.trained_tokens,
             trainable_parameters=trainable,
@@ -115,6 +132,11 @@ class Course:
             evaluation=evaluations[-1] if evaluations else None,
             best_step=self._standing.best_step if self._work.spec.patience is not None else None,
         )
+
+
+def _describe(origin: Origin, curves: Curves, folder: Path) -> None:
+    write_card(folder, origin, curves)
+    write_lineage(folder, origin, curves)
 
 
 def _saved(run: RunFolder, work: Work, resume: bool) -> SavedState | None:
@@ -128,13 +150,16 @@ def _saved(run: RunFolder, work: Work, resume: bool) -> SavedState | None:
 
 
 def check_folder(run: RunFolder, resume: bool) -> None:
-    """See that nothing is written over.
+    """See that nothing is written over. To resume a finished run gives its result once more.
 
     Raises:
         ValueError: something would be.
     """
-    require(not (run.path / CONFIG).exists(), f"{run.path} has a finished adapter: choose another folder")
-    unfinished = run.latest() is not None
+    finished, unfinished = (run.path / CONFIG).exists(), run.latest() is not None
+    require(
+        not finished or (resume and unfinished),
+        f"{run.path} has a finished adapter: choose another folder",
+    )
     require(
         resume or not unfinished, f"{run.path} has an unfinished run: resume it, or choose another folder"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from training.events import (
@@ -18,15 +18,15 @@ from training.events import (
 
 
 class Journal:
-    """Writes each event as a line, then hands it on.
+    """Writes each event as a line, then hands it on to `reports`.
 
     Args:
         step: of the checkpoint that the run goes on from. What was told of later steps is taken back: it will
             happen again.
     """
 
-    def __init__(self, path: Path, report: Report, step: int = 0) -> None:
-        self._path, self._report = path, report
+    def __init__(self, path: Path, reports: Sequence[Report], step: int = 0) -> None:
+        self._reports = reports
         self.past = [event for event in read_events(path) if step and _stays(event, step)]
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_name(f".{path.name}.part")
@@ -38,7 +38,8 @@ class Journal:
         self.past.append(event)
         self._file.write(_line(event))
         self._file.flush()  # survives the end of this process, however it comes
-        self._report(event)
+        for report in self._reports:
+            report(event)
 
     def losses(self) -> tuple[float, ...]:
         """Of each step so far."""

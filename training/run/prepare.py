@@ -11,10 +11,16 @@ from typing import Any
 
 import torch
 
+from adapters.blobs.local import CONFIG_FILE, WEIGHTS_FILE
+from adapters.checkpoint.config import parse_config
+from adapters.checkpoint.digest import content_digest
+from adapters.errors import AdapterError
+from adapters.limits import AdapterLimits
 from training.base import BASE_NAME, MODEL_DIR
 from training.data import Encoded, Example, encode, label_names
 from training.evaluate import pad_token
 from training.methods import load_base, wrap
+from training.report.origin import Origin
 from training.run.batches import collate
 from training.run.order import Order
 from training.run.record import base_digest, files_digest, make_record, rows_digest
@@ -43,6 +49,7 @@ class Work:
     Attributes:
         rows, validation: encoded.
         record: what `training/run/record.py` keeps.
+        origin: what the result's card and lineage tell.
         skipped: what to tell of rows that train on nothing; empty: there are none.
     """
 
@@ -54,6 +61,7 @@ class Work:
     validation: Sequence[Any]
     steps: int
     record: dict[str, Any]
+    origin: Origin
     skipped: str
 
 
@@ -116,6 +124,7 @@ def prepare_on(
         validation.rows,
         steps,
         record,
+        origin_of(spec, base.name, data.files, parent),
         "; ".join(notes),
     )
 
@@ -125,13 +134,27 @@ def base_name(base: str | Path) -> str:
     return BASE_NAME if Path(base).resolve() == MODEL_DIR else str(base)
 
 
+def origin_of(spec: TrainSpec, base: str, files: tuple[tuple[str, str], ...], parent: Path | None) -> Origin:
+    """What a result comes from."""
+    if parent is None:
+        return Origin(spec, base, files)
+    try:
+        config = parse_config((parent / CONFIG_FILE).read_bytes(), AdapterLimits())
+        digest = content_digest(config, parent / WEIGHTS_FILE, AdapterLimits(), _kept_labels(parent))
+    except AdapterError:  # trained on all the same: PEFT reads more than the registry keeps
+        return Origin(spec, base, files, parent=parent.name)
+    return Origin(spec, base, files, parent=parent.name, parent_digest=digest)
+
+
 def _labels(data: TrainingData, parent: Path | None) -> tuple[str, ...]:
     """Of the adapter to go on from, whose head has them in their order; else those of the data."""
-    kept = None if parent is None else parent / "labels.json"
-    if kept is not None and kept.is_file():
-        return tuple(json.loads(kept.read_text(encoding="utf-8")))
     examples: list[Example] = [*data.train, *data.validation]
-    return label_names(examples)
+    return (() if parent is None else _kept_labels(parent)) or label_names(examples)
+
+
+def _kept_labels(folder: Path) -> tuple[str, ...]:
+    kept = folder / "labels.json"
+    return tuple(json.loads(kept.read_text(encoding="utf-8"))) if kept.is_file() else ()
 
 
 def _skipped(what: str, encoded: Encoded, examples: int) -> str:

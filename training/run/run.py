@@ -65,7 +65,7 @@ def _go(work: Work, run: RunFolder, report: Report, stop: Callable[[], bool], re
         watch = course.watch(trainer, stop, step_hook(work.model, work.spec))
         trainer.add_callback(watch)
         course.begin()
-        if course.done < work.steps:
+        if not course.ended:
             trainer.run(course.saved)
         return course.end(watch)
     finally:

@@ -45,7 +45,8 @@ class Supervised(Exact, Trainer):  # type: ignore[misc]
             return loss
         extra = extra * trained(labels, self.spec.task) / num_items_in_batch
         self.numbers.loss = self.numbers.loss - extra.detach()  # what is told is the loss of the data
-        return loss + extra
+        whole: Tensor = loss + extra
+        return whole
 
 
 def make_trainer(

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from training.events import Evaluated, Progress, Saved
 from training.folder import RunFolder
+from training.report.advice import advise
 from training.run.checkpoint import write_checkpoint
 from training.run.exact import StepNumbers
 from training.run.journal import Journal
@@ -38,6 +39,12 @@ class Standing:
     best_loss: float | None = None
     worse: int = 0
 
+    def ended(self, spec: TrainSpec, step: int, steps: int) -> str:
+        """Why the run of `steps` ends after `step`; empty: it does not."""
+        if step >= steps:
+            return "done"
+        return "early_stopped" if spec.patience is not None and self.worse >= spec.patience else ""
+
 
 class Training(Protocol):
     """What takes the steps. `numbers`: of the last one."""
@@ -54,12 +61,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     """Goes along with one trainer.
 
     Args:
-        steps: of the whole run.
+        step: how many were taken before; steps: of the whole run.
         save: writes the PEFT folder of the model as it is now.
         evaluate: looks at the validation rows after so many steps; None: there are none.
         hook: called with the number of each step (from 1) while its gradients are there.
 
     Attributes:
+        step: how many were taken.
         reason: why the run ended: `done`, `early_stopped` or `stopped`; empty while it goes on.
     """
 
@@ -68,6 +76,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         trainer: Training,
         run: RunFolder,
         journal: Journal,
+        step: int,
         steps: int,
         *,
         save: Callable[[Path], None],
@@ -79,7 +88,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._trainer, self._run, self._journal, self._steps = trainer, run, journal, steps
         self._save, self._evaluate, self._hook, self._stop = save, evaluate, hook, stop
         self.standing = standing
-        self.reason = ""
+        self.reason, self.step = "", step
         self._began = time.monotonic() - standing.seconds
         self._window: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=_WINDOW + 1)
         spec = trainer.spec
@@ -91,20 +100,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self._hook(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        step: int = state.global_step
+        step = self.step = int(state.global_step)
         self._journal.tell(self._progress(step))
         last = step == self._steps
         best = False
         if self._evaluate is not None and (last or step % self._every == 0):
             best = self._judge(self._evaluate(step))
-        patience = self._trainer.spec.patience
-        if last:
-            self.reason = "done"
-        elif patience is not None and self.standing.worse >= patience:
-            self.reason = "early_stopped"
-        elif self._stop():
+        spec = self._trainer.spec
+        self.reason = self.standing.ended(spec, step, self._steps)
+        if self.reason or step % self._every == 0:
+            self._advise()
+        if not self.reason and self._stop():
             self.reason = "stopped"
-        if self.reason or step % self._save_every == 0 or (best and patience is not None):
+        if self.reason or step % self._save_every == 0 or (best and spec.patience is not None):
             self._checkpoint(step)
         if self.reason:
             control.should_training_stop = True
@@ -139,6 +147,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         else:
             standing.worse += 1
         return better
+
+    def _advise(self) -> None:
+        advice = advise(self._journal.past, self._trainer.spec)
+        if advice is not None:
+            self._journal.tell(advice)
 
     def _checkpoint(self, step: int) -> None:
         folder = write_checkpoint(
