@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from server.api.app import create_app
 from server.api.context import ServerContext
 from server.engine import loading
 from server.engine.base import ServedModel
-from server.engine.core import EngineConfig, EngineCore
+from server.engine.core import EngineCore
 from server.engine.encoder.core import EncoderCore
 from server.engine.encoder.loading import load_encoder
 from server.engine.encoder.model import EncoderModel
@@ -48,16 +48,16 @@ from server.engine.merging import Merger
 from server.engine.seq2seq.core import Seq2SeqCore
 from server.engine.seq2seq.model import Seq2SeqModel
 from server.heartbeat import beat
-from server.machine import free_memory
+from server.jobs.service import open_service
 from server.proof.process import PeftProcess
 from server.proof.prover import Prover
 from server.settings import GIB, MIB, Settings
+from server.sizing import DoesNotFit, engine_config
 from server.startup import Startup
+from server.supervision import supervised
 from training.base import BASE_NAME, MODEL_DIR
 
 log = logging.getLogger(__name__)
-_KV_SHARE = 0.25  # of free memory, when --kv-cache-gb is not given
-_KV_MOST_CPU = 4 * GIB
 _LAST_BYTES_SECONDS = 1
 _KINDS: dict[BaseKind, tuple[Any, Any]] = {
     "decoder": (ServedModel, EngineCore),
@@ -98,7 +98,7 @@ def load(settings: Settings, startup: Startup | None = None) -> Loaded:
     try:
         check_early(settings)
         return _load(settings, startup or Startup())
-    except (UnsupportedModel, AdapterError, Unprotected) as error:
+    except (UnsupportedModel, AdapterError, Unprotected, DoesNotFit) as error:
         raise StartError(str(error)) from error
 
 
@@ -139,7 +139,7 @@ def _load(settings: Settings, startup: Startup) -> Loaded:
     decoder = () if encodes else (tokenizer,)
     mixtures = Mixtures(registry.load, int(settings.adapter_memory_gb * GIB))
     residency = _residency(settings, mixtures, model)
-    core = core_type(model, *decoder, residency, _sizes(settings, config, model), *end_tokens)
+    core = core_type(model, *decoder, residency, engine_config(settings, config, model), *end_tokens)
     if settings.merge:
         merged = registry.resolve(settings.merge)
         nbytes = build_merged(model.linears.values(), registry.load(merged.digest))
@@ -204,49 +204,6 @@ def _residency(settings: Settings, mixtures: Mixtures, model: Any) -> Residency:
         int(settings.adapter_memory_gb * GIB),
         int(settings.host_adapter_memory_gb * GIB),
     )
-
-
-def _sizes(settings: Settings, config: Any, model: Any) -> EngineConfig:
-    """KV blocks from the memory there is, and the context that fits into them; an encoder has no KV."""
-    longest = loading.context_length(config)
-    asked = settings.max_model_len or longest
-    if asked > longest and loading.base_kind(config) != "encoder-decoder":  # T5's positions have no end
-        raise StartError(f"--max-model-len {asked}: this model sees at most {longest} tokens")
-    blocks = 0 if loading.base_kind(config) == "encoder" else _kv_blocks(settings, model, asked)
-    fits = blocks * settings.block_size or asked
-    on_cpu = model.device.type == "cpu"
-    return EngineConfig(
-        max_model_len=min(asked, fits),
-        kv_blocks=blocks,
-        block_size=settings.block_size,
-        max_batch_tokens=settings.max_batch_tokens or (512 if on_cpu else 4096),
-        max_running=settings.max_running,
-        max_waiting=settings.max_waiting,
-        prefix_cache=settings.prefix_cache,
-    )
-
-
-def _kv_blocks(settings: Settings, model: Any, asked: int) -> int:
-    """As many as are useful and fit into the memory for them, to hold requests of `asked` tokens."""
-    nbytes = int(settings.kv_cache_gb * GIB) if settings.kv_cache_gb else _default_kv_bytes(model.device)
-    useful = -(-asked // settings.block_size) * max(settings.max_running, 1) * 2
-    blocks: int = min(nbytes // (model.kv_bytes * settings.block_size), useful)
-    fits = blocks * settings.block_size
-    if fits < (asked if settings.max_model_len else settings.block_size):
-        raise StartError(
-            f"the KV cache of {nbytes / GIB:.2f} GiB holds {fits} tokens, fewer than {asked}; "
-            "raise --kv-cache-gb or lower --max-model-len"
-        )
-    if fits < asked:
-        log.warning("the KV cache holds %d tokens: requests are limited to that instead of %d", fits, asked)
-    return blocks
-
-
-def _default_kv_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * 0.8)
-    return min(int(free_memory() * _KV_SHARE), _KV_MOST_CPU)
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -320,6 +277,7 @@ async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> Non
         registry=loaded.registry,
         mixtures=loaded.mixtures,
         started=time.time(),
+        training=open_service(settings, loaded.registry, loaded.model.spec.digest),
     )
     app = create_app(context)
     config = uvicorn.Config(
@@ -330,10 +288,11 @@ async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> Non
         lifespan="on",
     )
     server = _Uvicorn(config)
-    async with _running(engine):
+    base = str(Path(settings.model or MODEL_DIR).expanduser())
+    async with _running(engine), supervised(context, base) as stop_training:
         beside = [
             asyncio.create_task(_announce(server, settings, context, sock, loaded.startup)),
-            asyncio.create_task(_drain(server, settings, context, engine)),
+            asyncio.create_task(_drain(server, settings, context, engine, stop_training)),
             asyncio.create_task(beat(context.metrics.loop_lag.observe)),
         ]
         await server.serve(sockets=[sock])
@@ -379,7 +338,13 @@ def local_url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _drain(server: _Uvicorn, settings: Settings, context: ServerContext, engine: Engine) -> None:
+async def _drain(
+    server: _Uvicorn,
+    settings: Settings,
+    context: ServerContext,
+    engine: Engine,
+    stop_training: Callable[[], None],
+) -> None:
     """From the first signal to the last answer of the requests that run by then.
 
     The socket stays open meanwhile: load balancers see `/health` turn, and latecomers a 503 instead of a
@@ -388,6 +353,7 @@ async def _drain(server: _Uvicorn, settings: Settings, context: ServerContext, e
     """
     await server.asked_to_stop.wait()
     context.draining = True
+    stop_training()
     running = set(server.server_state.tasks)
     if running and (await asyncio.wait(running, timeout=settings.drain_seconds))[1]:
         await engine.drain(0)

@@ -22,12 +22,14 @@ class Service:
     jobs: Jobs
 
 
-def open_service(settings: Settings, registry: Registry, base_digest: str) -> Service:
-    """As the settings say; what tenants leave behind is minded from now on.
+def open_service(settings: Settings, registry: Registry, base_digest: str) -> Service | None:
+    """As the settings say; None where training is off. What tenants leave behind is minded from now on.
 
     Raises:
         AdapterError: the blob URL is wrong.
     """
+    if not settings.training:
+        return None
     store = None
     if settings.blob_url is not None:
         store = open_objects(f"{settings.blob_url.rstrip('/')}/{STORE}", settings.data_dir)

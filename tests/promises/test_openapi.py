@@ -25,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from server.access.rules import RULES, shape
-from server.api.openapi import BODIES, OPTIONAL, UPLOAD
+from server.api.openapi import BODIES, OPTIONAL, UPLOADS
 from tests.server.api.stand import Stand, standing
 
 EXAMPLES = 12
@@ -94,7 +94,7 @@ def test_it_holds_every_route_with_its_rule(document: dict[str, Any]) -> None:
 def test_it_holds_every_body(document: dict[str, Any]) -> None:
     found = operations(document).items()
     bodies = {route: operation["requestBody"] for route, operation in found if "requestBody" in operation}
-    assert bodies.keys() == {*BODIES, UPLOAD}
+    assert bodies.keys() == {*BODIES, *UPLOADS}
     assert {route for route, body in bodies.items() if not body["required"]} == OPTIONAL
     for route, model in BODIES.items():
         schema = bodies[route]["content"]["application/json"]["schema"]

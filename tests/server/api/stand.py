@@ -23,6 +23,7 @@ from adapters.registry.registry import Registry
 from server.api.app import create_app
 from server.api.auth import get_caller
 from server.api.context import ServerContext
+from server.jobs.service import Service, open_service
 from tests.server.api.fakes import FakeEngine, make_context
 
 PATH = "/v1/adapters"
@@ -57,6 +58,11 @@ class Stand:
     @property
     def engine(self) -> FakeEngine:
         return cast(FakeEngine, self.context.engine)
+
+    @property
+    def training(self) -> Service:
+        assert self.context.training is not None
+        return self.context.training
 
     def upload(self, name: str, alpha: int = 1, *, wait: bool | None = None, **parts: Any) -> Any:
         """Publish over HTTP; `parts` are further parts, or others than usual."""
@@ -105,6 +111,7 @@ def standing(folder: Path) -> Iterator[Stand]:
     context = make_context(folder / "data")
     with Registry(folder / "data", BASE, AdapterLimits()) as registry:
         context.base, context.registry = BASE, registry
+        context.training = open_service(context.settings, registry, BASE.digest)
         app = create_app(context)
         with TestClient(app) as client:
             stand = Stand(app, client, context, registry)

@@ -19,6 +19,7 @@ from adapters.registry.records import Scope
 from adapters.registry.registry import Registry
 from server.api.app import create_app
 from server.api.context import ServerContext
+from server.jobs.service import open_service
 from tests.server.api.fakes import FakeEngine, make_context
 from tests.server.api.stand import BASE, config, weights
 
@@ -62,6 +63,7 @@ def serving(folder: Path, **settings: Any) -> Iterator[Server]:
     context = make_context(folder / "data", **settings)
     with Registry(folder / "data", BASE, AdapterLimits()) as registry, socket.socket() as sock:
         context.base, context.registry = BASE, registry
+        context.training = open_service(context.settings, registry, BASE.digest)
         sock.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(create_app(context), log_level="error", lifespan="on"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
