@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 import uvicorn
 
 from adapters.base import BaseKind
@@ -289,7 +288,7 @@ async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> Non
     )
     server = _Uvicorn(config)
     base = str(Path(settings.model or MODEL_DIR).expanduser())
-    async with _running(engine), supervised(context, base) as stop_training:
+    async with _running(engine), supervised(context, loaded.registry, base) as stop_training:
         beside = [
             asyncio.create_task(_announce(server, settings, context, sock, loaded.startup)),
             asyncio.create_task(_drain(server, settings, context, engine, stop_training)),

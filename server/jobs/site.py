@@ -36,11 +36,11 @@ class Bounds:
     nice: int = LOWEST
     together: int = 8
 
-    def work(self, base: Path, jobs: Sequence[JobWork], *, check: bool) -> Work:
+    def work(self, base: str, jobs: Sequence[JobWork], *, check: bool) -> Work:
         """Of a process that starts now."""
         threads = self.threads or max(1, cores() // 2)
         memory = self.memory_bytes or free_memory() // 2
-        return Work(str(base), threads, tuple(jobs), memory, self.nice, check)
+        return Work(base, threads, tuple(jobs), memory, self.nice, check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Site:
 
     Attributes:
         folder: of all jobs; each has one of its own in it.
-        base: folder of the base.
+        base: its folder, or its hub id.
         stopping: set when the server ends.
     """
 
@@ -58,7 +58,7 @@ class Site:
     publication: Publication
     metrics: Metrics
     folder: Path
-    base: Path
+    base: str
     bounds: Bounds
     stopping: threading.Event
     command: Sequence[str] = COMMAND

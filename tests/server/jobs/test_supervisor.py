@@ -80,7 +80,7 @@ class Place:
             Publication(self.registry, lambda work: self.publish(work), self.stopping),
             self.metrics,
             self.folder / "data" / "training" / "jobs",
-            self.folder / "base",
+            "base",
             Bounds(1, 1 << 30, 3, together),
             self.stopping,
             (sys.executable, str(FAKE)),
