@@ -83,7 +83,8 @@ def run_pass(model: Any, batch: TrainableBatch, parts: Sequence[Part], chance: C
     with batch.passing(shares, width), chance(shares, width), only_rows as choose:
         logits = choose(model(input_ids=ids, use_cache=False).logits)
     targets = torch.tensor(wanted, device=device)
-    losses = torch.split(cross_entropy(logits.float(), targets, reduction="none"), counts)
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = torch.split(cross_entropy(exact, targets, reduction="none"), counts)
     said = torch.split(logits.detach().argmax(-1) == targets, counts)
     return [
         PartLoss(part, loss.sum() / part.labels, int(right.sum()))
