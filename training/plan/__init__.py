@@ -1,7 +1,7 @@
 """What a run would be: its parameters, memory and time, before anything is trained.
 
-`auto_spec` chooses a whole `TrainSpec` from facts by arithmetic alone; `read_base` gets the facts of a base from
-its config, without its weights. Importing this package does not import torch.
+`auto_spec` chooses a whole `TrainSpec` from facts by arithmetic alone; `read_base` gets the facts of a base
+from its config, without its weights. Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from training.plan.auto import Chosen, auto_spec, choose
 from training.plan.batch import Batch, solve_batch
 from training.plan.facts import BaseFacts, Linear, RowFacts, read_base, read_rows
+from training.plan.memory import parse_memory
 from training.plan.plan import Plan, make_plan
 from training.plan.presets import PRESETS, PresetName
 
@@ -24,6 +25,7 @@ __all__ = [
     "auto_spec",
     "choose",
     "make_plan",
+    "parse_memory",
     "read_base",
     "read_rows",
     "solve_batch",

@@ -66,7 +66,7 @@ def choose(
     Args:
         cuda: whether it trains on a GPU; decides the precision.
         gpu_bytes: its memory: batch, checkpointing and QLoRA are chosen so that the run fits.
-        given: fields of `TrainSpec` and `LoraSpec`, and `effective_batch` and `devices`, that stay as they are.
+        given: fields of `TrainSpec` and `LoraSpec`, `effective_batch` and `devices`, that stay as they are.
 
     Raises:
         ValueError: a field that there is not, a value that can't be, or batch numbers that contradict.
@@ -102,6 +102,8 @@ def _common(base: BaseFacts, rows: RowFacts, cuda: bool) -> dict[str, Choice]:
     if not cuda:
         precision = Choice("float32", "on a CPU, exact and not slower")
     return {
+        "task": Choice(rows.task, "what the file's rows are for"),
+        "objective": Choice(rows.objective, "what the file's rows are for"),
         "max_length": Choice(length, length_reason),
         "precision": precision,
         "optimizer": Choice("adamw", "a rate of its own for each value; the texts' advice, too"),
@@ -120,7 +122,9 @@ def _ladder(
         methods.append(Choice("qlora", "the base fits only in 4 bits"))
     checkpointing = [choices["gradient_checkpointing"]]
     if gpu_bytes is not None and "gradient_checkpointing" not in asked:
-        checkpointing.append(Choice(True, "activations are computed again instead of kept: a third more work"))
+        checkpointing.append(
+            Choice(True, "activations are computed again instead of kept: a third more work")
+        )
     most = None if gpu_bytes is not None else max(1, MOST_TOKENS // tokens)
     for method in methods:
         for saving in checkpointing:
@@ -137,11 +141,18 @@ def _batches(
     effective = given["effective_batch"]
     while True:
         batch = solve_batch(
-            asked.get("batch_size"), given["accumulation"], effective, given["devices"], usual=usual, most_rows=most
+            asked.get("batch_size"),
+            given["accumulation"],
+            effective,
+            given["devices"],
+            usual=usual,
+            most_rows=most,
         )
         made = {
             "batch_size": Choice(batch.rows, "rows of one pass"),
-            "accumulation": Choice(batch.accumulation, f"{batch.rows} x {batch.accumulation} x {batch.devices}"),
+            "accumulation": Choice(
+                batch.accumulation, f"{batch.rows} x {batch.accumulation} x {batch.devices}"
+            ),
             "devices": Choice(batch.devices, "one process trains on one device"),
             "effective_batch": Choice(batch.effective, choices["effective_batch"].reason),
         }

@@ -76,7 +76,7 @@ def _split(
         require(
             made == effective,
             f"batch size {rows} x accumulation {accumulation} x {devices} devices is {made}, "
-            f"not the effective batch {effective}: leave one of them out",
+            f"not the effective batch {effective}: leave one out",
         )
         return rows, accumulation
     if rows:

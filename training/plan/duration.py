@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from training.plan.facts import BaseFacts
 from training.plan.trainable import count
-from training.spec import TrainSpec
+from training.spec import TrainSpec, require
 
 Source = Literal["measured", "given", "assumed"]
 CORE_RATE = 20e9
-# What cards of so many GiB reach in bfloat16 while they train, about 40% of what their makers promise for usual
-# ones of that size: assumed, not measured here.
+# What cards of so many GiB reach in bfloat16 while they train, about 40% of what their makers promise for
+# usual ones of that size: assumed, not measured here.
 _CARD_RATES = ((12, 12e12), (16, 25e12), (24, 40e12), (48, 70e12), (80, 200e12), (10**6, 350e12))
 _MEASURED_STEPS = 3
 
@@ -38,8 +38,9 @@ def operations_per_token(base: BaseFacts, spec: TrainSpec, tokens: float) -> flo
     """Floating point operations of one trained token in rows of so many.
 
     A multiplication with N weights costs 2N forward and 2N back to its inputs, and 2N more for the weights'
-    own gradients, which a frozen base has not (Kaplan et al. 2020, arXiv 2001.08361, has 6N for full training).
-    Checkpointing computes the forward pass twice. Attention to the tokens before adds 6 x width x tokens a layer.
+    own gradients, which a frozen base has not (Kaplan et al. 2020, arXiv 2001.08361, has 6N for full
+    training). Checkpointing computes the forward pass twice. Attention to the tokens before adds 6 x width x
+    tokens in each layer.
     """
     trained = count(base, spec.lora, spec.task).trainable
     forwards = 4 if spec.gradient_checkpointing else 2
@@ -59,7 +60,7 @@ def duration(
     rate: float | None = None,
     measured: bool = False,
 ) -> Duration:
-    """Of a run over `tokens` tokens in rows of `mean`; `rate`: tokens a second of one device, if it is known."""
+    """Of a run over `tokens` tokens in rows of `mean`; `rate`: tokens a second of a device, if known."""
     source: Source = "assumed"
     if rate is not None:
         source = "measured" if measured else "given"
@@ -79,21 +80,34 @@ def duration(
 def measure(base: str | Path, spec: TrainSpec, tokens: int) -> float:
     """Tokens a second of real steps on this machine, with random weights of the base's shape.
 
-    Random weights take as long as trained ones, and need no file. The first step, which allocates, does not count.
+    Random weights take as long as trained ones, and need no file. The first step, which allocates, does not
+    count.
+
+    Raises:
+        ValueError: it is no plain run of a causal model.
     """
+    plain = spec.task == "CAUSAL_LM" and spec.objective == "supervised" and spec.lora.method != "qlora"
+    require(
+        plain,
+        "steps can be timed for causal models without NF4 only: give tokens/s of an earlier run instead",
+    )
     import torch
     import transformers
     from peft import LoraConfig, get_peft_model
 
+    from training.targets import resolve_targets
+
     device = "cuda" if spec.device != "cpu" and torch.cuda.is_available() else "cpu"
     config = transformers.AutoConfig.from_pretrained(base)
     with torch.random.fork_rng(), torch.device(device):
-        model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.precision))
-        targets = spec.lora.target_modules
+        model: Any = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, spec.precision)
+        )
+        targets = resolve_targets(model, config.model_type, spec.lora.target_modules)
         wanted = LoraConfig(
             task_type="CAUSAL_LM",
             r=spec.lora.rank,
-            target_modules=targets if isinstance(targets, str) else list(targets),
+            target_modules=targets,
             use_dora=spec.lora.method == "dora",
         )
         peft = get_peft_model(model, wanted).train()

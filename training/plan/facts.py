@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from training.spec import TaskName
+from training.spec import Objective, TaskName
+
+if TYPE_CHECKING:
+    from training.data import Tokens
+
+_UNCUT = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class BaseFacts:
         width: of all attention heads together; `key_width`: of the keys' heads.
         inner: width between the two halves of the feed-forward part, of all experts that a token takes.
         inner_saved: how many tensors of that width its activation keeps for the backward pass.
+        scores: how often attention keeps a weight for each pair of tokens; 0: it never makes them whole.
         active: parameters that one token is multiplied with.
     """
 
@@ -62,6 +68,7 @@ class BaseFacts:
     stacks: tuple[Linear, ...] = ()
     classes: int = 0
     encoder_layers: int = 0
+    scores: int = 0
     active: int = 0
 
     @property
@@ -86,6 +93,7 @@ class RowFacts:
         longest: tokens of the longest row.
         trained: tokens that the loss counts.
         skipped: rows without a token that the loss counts.
+        classes: labels of a file for classifiers.
     """
 
     rows: int
@@ -93,6 +101,9 @@ class RowFacts:
     longest: int
     trained: int
     skipped: int = 0
+    task: TaskName = "CAUSAL_LM"
+    objective: Objective = "supervised"
+    classes: int = 0
 
     @property
     def mean(self) -> float:
@@ -107,8 +118,9 @@ _CLASSES = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
 }
 _INNER = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "d_ff", "n_inner")
-# Tensors of the inner width that autograd keeps: the activation's input, what a composite one has between, and
-# with a gate its output and the other half. Measured by saved-tensor hooks in tests/training/plan/test_memory.py.
+_DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "dropout_rate")
+# Tensors of the inner width that autograd keeps: the activation's input, and what a composite has between.
+# A gate adds its output and the other half. Measured: tests/training/plan/test_memory.py.
 _SAVED = {"relu": 1, "gelu": 1, "gelu_new": 5, "gelu_pytorch_tanh": 1, "silu": 1}
 
 
@@ -157,7 +169,9 @@ def facts_of(model: Any, name: str, task: TaskName = "CAUSAL_LM") -> BaseFacts:
     ]
     output = model.get_output_embeddings()
     heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
+    head_dim = (
+        getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
+    )
     inner = next((value for key in _INNER if (value := getattr(config, key, None))), 4 * config.hidden_size)
     experts = getattr(config, "num_experts_per_tok", None) or 1
     gated = any(part in linear.name for linear in linears for part in ("gate_proj", "gate_up_proj", "wi_0"))
@@ -184,6 +198,7 @@ def facts_of(model: Any, name: str, task: TaskName = "CAUSAL_LM") -> BaseFacts:
         stacks=stacks,
         classes=model.config.num_labels if task in ("SEQ_CLS", "TOKEN_CLS") else 0,
         encoder_layers=config.num_layers if model.config.is_encoder_decoder else 0,
+        scores=_scores(config),
         active=_active(model, sizes, experts),
     )
 
@@ -204,11 +219,24 @@ def _shape(module: Any) -> tuple[int, int]:
 
 
 def _activation(config: Any) -> str:
-    for key in ("hidden_act", "hidden_activation", "activation_function", "dense_act_fn", "feed_forward_proj"):
+    for key in (
+        "hidden_act",
+        "hidden_activation",
+        "activation_function",
+        "dense_act_fn",
+        "feed_forward_proj",
+    ):
         value = getattr(config, key, None)
         if isinstance(value, str):
             return value
     return ""
+
+
+def _scores(config: Any) -> int:
+    """With capped scores: their cap and their softmax, twice; with dropout: before it and after it."""
+    if getattr(config, "attn_logit_softcapping", None):
+        return 3
+    return 2 if any(getattr(config, key, 0.0) > 0 for key in _DROPOUTS) else 0
 
 
 def _longest(config: Any) -> int | None:
@@ -252,30 +280,64 @@ def _all_linear(model: Any, linears: list[str]) -> tuple[tuple[Linear, ...], lis
     return tuple(stacks), [name for name in linears if name.rpartition(".")[2] in asked.target_modules]
 
 
-def read_rows(
-    path: Path, base: str | Path, task: TaskName = "CAUSAL_LM", max_length: int | None = None
-) -> RowFacts:
-    """The numbers of a training file, with the base's tokenizer. Rows longer than `max_length` are cut to it.
+def read_rows(path: Path, base: str | Path) -> RowFacts:
+    """The numbers of a training file, with the base's tokenizer.
 
     Raises:
         DataError: the file has bad lines.
-        ValueError: no row has a token that the loss counts.
+        ValueError: no row has a token that the loss counts; the base has no tokenizer.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    from training.data import IGNORE, label_names, read_jsonl
-    from training.data.encode import encode
+    from training.data import (
+        LabelledText,
+        LabelledTokens,
+        Preference,
+        encode,
+        encode_pairs,
+        label_names,
+        read_jsonl,
+    )
 
     examples = read_jsonl(path)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    encoded = encode(examples, tokenizer, task, max_length or 10**9, label_names(examples))
-    if not encoded.rows:
-        raise ValueError(f"{path.name}: no row has a token to learn within {max_length} tokens")
-    lengths = [len(row.ids) for row in encoded.rows]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        reads_first = AutoConfig.from_pretrained(base).is_encoder_decoder
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{base}: no model with a tokenizer: {str(error).splitlines()[0]}") from None
+    if isinstance(examples[0], Preference):
+        pairs = encode_pairs(examples, tokenizer, _UNCUT)
+        both = [row for pair in pairs.rows for row in (pair.chosen, pair.rejected)]
+        return _numbers(both, len(pairs.skipped), path, rows=len(pairs.rows), objective="dpo")
+    task: TaskName = "SEQ_2_SEQ_LM" if reads_first else "CAUSAL_LM"
+    if isinstance(examples[0], LabelledText | LabelledTokens):
+        task = "SEQ_CLS" if isinstance(examples[0], LabelledText) else "TOKEN_CLS"
+    labels = label_names(examples)
+    encoded = encode(examples, tokenizer, task, _UNCUT, labels)
+    return _numbers(encoded.rows, len(encoded.skipped), path, task=task, classes=len(labels))
+
+
+def _numbers(
+    found: Sequence[Tokens],
+    skipped: int,
+    path: Path,
+    *,
+    rows: int | None = None,
+    task: TaskName = "CAUSAL_LM",
+    objective: Objective = "supervised",
+    classes: int = 0,
+) -> RowFacts:
+    if not found:
+        raise ValueError(f"{path.name}: no row has a token to learn")
+    # An encoder and a decoder read one each; the others read what they learn as one row.
+    lengths = [len(row.ids) + (len(row.labels) if task == "SEQ_2_SEQ_LM" else 0) for row in found]
     return RowFacts(
-        rows=len(lengths),
+        rows=len(found) if rows is None else rows,
         tokens=sum(lengths),
         longest=max(lengths),
-        trained=sum(label != IGNORE for row in encoded.rows for label in row.labels),
-        skipped=len(encoded.skipped),
+        trained=sum(row.trained for row in found),
+        skipped=skipped,
+        task=task,
+        objective=objective,
+        classes=classes,
     )

@@ -8,6 +8,7 @@ full training; with a frozen base no input of a frozen layer is kept, but those 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -58,7 +59,9 @@ def weight_bytes(base: BaseFacts, spec: TrainSpec) -> int:
     return round(base.in_linears * NF4_BYTES) + (base.parameters - base.in_linears) * element
 
 
-def estimate(base: BaseFacts, spec: TrainSpec, tokens: int, *, cuda: bool = False, counted: float = 1.0) -> Memory:
+def estimate(
+    base: BaseFacts, spec: TrainSpec, tokens: int, *, cuda: bool = False, counted: float = 1.0
+) -> Memory:
     """For batches of `spec.batch_size` rows of `tokens` tokens each, of which the loss counts a share."""
     trained = count(base, spec.lora, spec.task)
     weights = weight_bytes(base, spec)
@@ -70,6 +73,7 @@ def estimate(base: BaseFacts, spec: TrainSpec, tokens: int, *, cuda: bool = Fals
         Part("gradients", 4 * trained.trainable, "4 bytes x trainable"),
         _optimizer(spec, trained.trainable),
         *_of_tokens(base, spec, tokens, counted),
+        *_experts(base, spec),
         _workspace(base, spec, cuda),
     )
     return Memory(round(weights * (1 + 4 * share)), 4 * unquantised, parts)
@@ -108,16 +112,20 @@ def _of_tokens(base: BaseFacts, spec: TrainSpec, tokens: int, counted: float) ->
         formula = f"tokens x {per_token:,} bytes that autograd keeps in {layers} layers"
     return (
         Part("activations", kept, f"{total:,} {formula}"),
-        Part("logits", logits, f"tokens x vocabulary {base.vocabulary:,} x {_logit_bytes(element, counted):.1f} bytes"),
+        Part(
+            "logits",
+            logits,
+            f"tokens x vocabulary {base.vocabulary:,} x {_logit_bytes(element, counted):.1f} bytes",
+        ),
         # The logits are gone when the first layer's gradients come.
         Part("backward", max(0, passing - logits), f"tokens x {again}, beyond what the logits had"),
     )
 
 
 def _logit_bytes(element: int, counted: float) -> float:
-    """Of one logit at the worst moment: training/run/batches.py chooses the counted ones and takes them to float32.
+    """Of one logit at the worst moment: training/run/batches.py takes the counted ones out, to float32.
 
-    Forward: all of them, the chosen ones, their softmax. Backward, of the chosen: softmax, the loss's gradient,
+    Forward: all of them, those taken, their softmax. Backward, of those taken: softmax, the loss's gradient,
     the softmax's. Then: that, and the gradient of all, on its way through the choice and a slice.
     """
     copied = 4 if element < 4 else 0
@@ -131,6 +139,7 @@ def saved_per_token(base: BaseFacts, spec: TrainSpec, tokens: int) -> int:
     # Both norms' inputs (in float32); queries, keys, values and result of attention, its log-sums and mask;
     # what the activation function keeps.
     attention = (4 * base.width + tokens) * element + 4 * base.heads
+    attention += base.scores * base.heads * tokens * element
     if base.encoder_layers:
         attention = 2 * attention  # half of the layers attend twice, and relative positions are kept
     layer = 8 * base.hidden + attention + base.inner_saved * base.inner * element
@@ -138,14 +147,13 @@ def saved_per_token(base: BaseFacts, spec: TrainSpec, tokens: int) -> int:
 
 
 def _adapters_per_token(base: BaseFacts, spec: TrainSpec) -> int:
-    """Inputs of A and of B. Layers on one input share it, unless it is cast or dropped out for each."""
-    element = _BYTES[spec.precision]
-    found = adapted(base, spec.lora, spec.task)
+    """Inputs of A and of B, in float32. Layers on one input share it, unless each casts or drops it out."""
+    element = 4
+    found = [layer for layer in adapted(base, spec.lora, spec.task) if layer not in base.stacks]
     ranks = sum(rank_of(layer, spec.lora) for layer in found) * element
     dropped = spec.lora.dropout > 0
     if spec.precision != "float32" or dropped:
-        masks = 4 if dropped else 0
-        inputs = sum(layer.inputs * (element + masks) for layer in found)
+        inputs = sum(layer.inputs * element * (2 if dropped else 1) for layer in found)
     else:
         shared: dict[tuple[str, int], int] = defaultdict(int)
         for layer in found:
@@ -156,10 +164,35 @@ def _adapters_per_token(base: BaseFacts, spec: TrainSpec) -> int:
     return inputs + ranks
 
 
+def _experts(base: BaseFacts, spec: TrainSpec) -> tuple[Part, ...]:
+    """PEFT adapts a stack by making its changed weights whole: each layer's are kept, and two more of one."""
+    found = adapted(base, spec.lora, spec.task)
+    sizes = [base.sizes[layer.name] * _BYTES[spec.precision] for layer in base.stacks if layer in found]
+    if not sizes:
+        return ()
+    return (
+        Part("experts", sum(sizes) + 2 * max(sizes), "changed weights of each stack, and two more of one"),
+    )
+
+
 def _workspace(base: BaseFacts, spec: TrainSpec, cuda: bool) -> Part:
-    largest = max((layer.inputs * layer.outputs for layer in base.linears if layer.name != base.head), default=0)
+    largest = max(
+        (layer.inputs * layer.outputs for layer in base.linears if layer.name != base.head), default=0
+    )
     unpacked = largest * _BYTES[spec.precision] if spec.lora.method == "qlora" else 0
     said = "the largest layer as it is unpacked from NF4" if unpacked else "nothing"
     if cuda:
         return Part("workspace", unpacked + CUDA_CONTEXT, f"{said}; 0.5 GiB for CUDA's context (assumed)")
     return Part("workspace", unpacked, said)
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of `24GB`, `24GiB` or `24`: makers of cards mean GiB by both.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?\s*", text, re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise ValueError(f"a GPU's memory is given as 24GB, not as {text!r}")
+    return round(float(found[1]) * GIB)

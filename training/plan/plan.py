@@ -38,7 +38,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All presets for one base and one file. `five_percent`: the ranks of the third text's rule, by layers."""
+    """All presets for one base and one file. `five_percent`: ranks by the third text's rule, by layers."""
 
     base: BaseFacts
     rows: RowFacts
@@ -123,9 +123,7 @@ def _tokens_seen(chosen: Chosen, rows: RowFacts) -> float:
     return float(chosen.spec.epochs * rows.tokens)
 
 
-def remedy(
-    base: BaseFacts, rows: RowFacts, chosen: Chosen, gpu_bytes: int, asked: Mapping[str, Any]
-) -> str:
+def remedy(base: BaseFacts, rows: RowFacts, chosen: Chosen, gpu_bytes: int, asked: Mapping[str, Any]) -> str:
     """What would fit instead: without what was asked, on which card, or with which base."""
     said = []
     freed = {name: value for name, value in asked.items() if name not in _FREEING}
@@ -133,7 +131,9 @@ def remedy(
     if other.fits:
         spec = other.spec
         saving = " with gradient checkpointing" if spec.gradient_checkpointing else ""
-        said.append(f"{spec.lora.method}{saving} in batches of {spec.batch_size} ({other.memory.full / _GIB:.1f} GiB)")
+        said.append(
+            f"{spec.lora.method}{saving} in batches of {spec.batch_size} ({other.memory.full / _GIB:.1f} GiB)"
+        )
     card = next((size for size in CARDS if chosen.memory.full <= size * _GIB), None)
     said.append(f"a card of {card} GB" if card else "several cards, which one run does not use")
     if not other.fits:

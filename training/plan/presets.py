@@ -1,7 +1,7 @@
 """Two ways to choose: `modern`, from what has been measured since, and `tutorial`, the rules of the texts.
 
-Each choice is a value with its reason. Where the texts give ranges, the reason names their rule; docs/seeds.md
-says where they err.
+Each choice is a value with its reason. Where the texts give ranges, the reason names their rule;
+docs/seeds.md says where they err.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def modern(base: BaseFacts, rows: RowFacts, gpu_bytes: int | None) -> Choices:
             "all-linear", "all layers learn more than q and v; most of it sits in the feed-forward part"
         ),
         "rank": _rank_for(base, rows),
-        "alpha": Choice(32.0, "32 at any rank: divided by the rank, it keeps the best learning rate in place"),
+        "alpha": Choice(
+            32.0, "32 at any rank: divided by the rank, it keeps the best learning rate in place"
+        ),
         "dropout": Choice(0.0, "few epochs over clean rows need none; the run advises it when it overfits"),
         "learning_rate": modern_rate(base),
         "effective_batch": _small_batch(rows),
@@ -67,7 +69,9 @@ def tutorial(base: BaseFacts, rows: RowFacts, gpu_bytes: int | None) -> Choices:
         "learning_rate": tutorial_rate(base),
         "effective_batch": Choice(16, "8 rows x 2 passes, the texts' example"),
         "epochs": Choice(3, "1 to 3 in the texts"),
-        "weight_decay": Choice(0.01, "the texts ask for strong regularisation and give no figure: AdamW's usual"),
+        "weight_decay": Choice(
+            0.01, "the texts ask for strong regularisation and give no figure: AdamW's usual"
+        ),
         "schedule": Choice("cosine", "warmup and cosine, as the texts say (a schedule, not an optimizer)"),
     }
 
@@ -81,9 +85,9 @@ CHOOSERS: dict[PresetName, Callable[[BaseFacts, RowFacts, int | None], Choices]]
 def modern_rate(base: BaseFacts) -> Choice:
     """Ten times full training's `5e-5`, which is for a width of 2000; narrower models take more.
 
-    The exponents are tinker-cookbook's fits (0.781 for Llama, 0.0775 for Qwen). Adam moves each weight by about
-    the rate, and a layer adds up as many weights as it is wide, so for one step's effect the rate goes as 1/width
-    (Yang et al. 2022, arXiv 2203.03466): tiny bases, far from those fits, get just that.
+    The exponents are tinker-cookbook's fits (0.781 for Llama, 0.0775 for Qwen). Adam moves each weight by
+    about the rate, and a layer adds up as many weights as it is wide, so for one step's effect the rate goes
+    as 1/width (Yang et al. 2022, arXiv 2203.03466): tiny bases, far from those fits, get just that.
     """
     rate, reason = _scaled(base, _FULL_RATE * _LORA_TIMES)
     return Choice(rate, f"10 x full training's {_FULL_RATE:g} at a width of {_WIDTH}; {reason}")
@@ -92,7 +96,9 @@ def modern_rate(base: BaseFacts) -> Choice:
 def tutorial_rate(base: BaseFacts) -> Choice:
     """Small, as the texts say without a figure."""
     rate, reason = _scaled(base, 2e-4)
-    return Choice(rate, f"'small' in the texts, without a figure: the usual 2e-4 at a width of {_WIDTH}; {reason}")
+    return Choice(
+        rate, f"'small' in the texts, without a figure: the usual 2e-4 at a width of {_WIDTH}; {reason}"
+    )
 
 
 def _scaled(base: BaseFacts, rate: float) -> tuple[float, str]:
@@ -130,7 +136,9 @@ def _small_batch(rows: RowFacts) -> Choice:
 def _epochs(rows: RowFacts) -> Choice:
     """OpenAI's rule for `auto`: three, bounded so that 100 to 25,000 rows are seen, and 25 epochs at most."""
     if rows.rows * 3 < 100:
-        return Choice(min(25, max(1, 100 // rows.rows)), f"{rows.rows} rows are few: about 100 are to be seen")
+        return Choice(
+            min(25, max(1, 100 // rows.rows)), f"{rows.rows} rows are few: about 100 are to be seen"
+        )
     if rows.rows * 3 > 25_000:
         epochs = max(1, 25_000 // rows.rows)
         return Choice(epochs, f"{rows.rows:,} rows are many: about 25,000 are to be seen")
@@ -148,5 +156,7 @@ def _by_memory(gpu_bytes: int) -> tuple[Choice, Choice]:
 def _by_size(parameters: int) -> tuple[Choice, Choice]:
     """The texts' rule by size: about 10B r=4 or 8, 32B r=16, 64B r=24 or 32; alpha is twice the rank."""
     billions = parameters / _BILLION
-    rank, band = (8, "10B: 4 or 8") if billions < 20 else (16, "32B: 16") if billions < 48 else (32, "64B: 24 or 32")
+    rank, band = (
+        (8, "10B: 4 or 8") if billions < 20 else (16, "32B: 16") if billions < 48 else (32, "64B: 24 or 32")
+    )
     return Choice(rank, f"the texts' rule for about {band}"), Choice(2.0 * rank, "twice the rank")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from training.plan.facts import BaseFacts, Linear
-from training.spec import LoraSpec, TaskName, TrainSpec
+from training.spec import LoraSpec, TaskName
 
 _CLASSIFIERS = ("classifier", "score")
 
@@ -86,9 +86,10 @@ def adapted(base: BaseFacts, lora: LoraSpec, task: TaskName = "CAUSAL_LM") -> tu
         and (not lora.layers or layer_of(linear.name) in lora.layers)
     ]
     if not kept:
-        names = sorted({linear.name.rpartition(".")[2] for linear in base.linears})
+        known = sorted({linear.name.rpartition(".")[2] for linear in base.linears})
         raise ValueError(
-            f"target_modules {_said(targets)}: {base.model_type} has no such linear layer; it has {', '.join(names)}"
+            f"target_modules {_said(targets)}: {base.model_type} has no such linear layer; "
+            f"it has {', '.join(known)}"
         )
     return tuple(kept)
 

@@ -29,6 +29,12 @@ _ENCODER: dict[str, Any] = {
     "num_attention_heads": 4,
     "pad_token_id": 0,
 }
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa_niter_2"},
+    "olora": {"init_lora_weights": "olora"},
+}
 
 
 @cache
@@ -63,23 +69,30 @@ def test_lora_on_each_family(family: str, targets: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "method"),
-    [("llama", "rslora"), ("llama", "dora"), ("llama", "pissa"), ("llama", "olora"), ("gpt2", "dora"), ("gpt2", "pissa")],
+    [
+        ("llama", "rslora"),
+        ("llama", "dora"),
+        ("llama", "pissa"),
+        ("llama", "olora"),
+        ("gpt2", "dora"),
+        ("gpt2", "pissa"),
+    ],
 )
 def test_methods_of_the_family(family: str, method: Any) -> None:
-    options = {
-        "rslora": {"use_rslora": True},
-        "dora": {"use_dora": True},
-        "pissa": {"init_lora_weights": "pissa_niter_2"},
-        "olora": {"init_lora_weights": "olora"},
-    }[method]
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", **options)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", **OPTIONS[method])
     found = count(facts(family), LoraSpec(method=method, rank=4))
     assert numbers(found) == by_peft(model_of(family), config)
 
 
 def test_adalora_begins_with_half_as_much_again() -> None:
     config = AdaLoraConfig(
-        task_type="CAUSAL_LM", init_r=12, target_r=8, total_step=20, tinit=2, tfinal=6, target_modules="all-linear"
+        task_type="CAUSAL_LM",
+        init_r=12,
+        target_r=8,
+        total_step=20,
+        tinit=2,
+        tfinal=6,
+        target_modules="all-linear",
     )
     found = count(facts("llama"), LoraSpec(method="adalora", rank=8))
     assert numbers(found) == by_peft(model_of("llama"), config)
@@ -152,7 +165,9 @@ def test_a_pattern_over_full_names() -> None:
 
 
 def test_names_that_the_base_has_not_are_told_with_those_that_it_has() -> None:
-    with pytest.raises(ValueError, match="target_modules query: llama has no such linear layer; it has down_proj"):
+    with pytest.raises(
+        ValueError, match="target_modules query: llama has no such linear layer; it has down_proj"
+    ):
         count(facts("llama"), LoraSpec(target_modules=("query",)))
 
 
