@@ -92,7 +92,7 @@ class TrainableBatch:
     def passing(self, shares: Sequence[Share], width: int) -> Iterator[None]:
         """Inside, the model is called with the sequences of `shares`, one share after another.
 
-        The pass backward needs nothing of it.
+        So it is while gradients are computed, where the model computes parts of the pass anew for them.
         """
         self._shares, self._width = tuple(shares), width
         try:

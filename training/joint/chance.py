@@ -94,8 +94,10 @@ def _set(generator: torch.Generator, state: Tensor) -> None:
         torch.set_rng_state(state)
 
 
-def own_chance(model: Any) -> Chance:
+def own_chance(model: Any, checkpointing: bool) -> Chance:
     """What to run passes of `model` in, as it trains: seen in a probe.
+
+    `checkpointing`: parts of a pass are computed twice.
 
     Raises:
         ValueError: it draws random numbers in a way that can't be kept apart.
@@ -113,6 +115,10 @@ def own_chance(model: Any) -> Chance:
 
     if not draws(nullcontext()):
         return lambda shares, width: nullcontext()
+    if checkpointing:
+        raise ValueError(
+            "the base has dropout of its own, and gradient_checkpointing is on: train one at a time"
+        )
     if draws(OwnChance([share], _PROBE[1])):
         raise ValueError("the base draws random numbers that can't be kept apart by job: train one at a time")
     return OwnChance

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adapters.batch.trainable import Share, TrainableAdapter, TrainableBatch, TrainableLinear
+from adapters.batch.trainable import Share, TrainableAdapter, TrainableLinear
 from training.data import IGNORE, Tokens
 
 
@@ -67,20 +67,25 @@ Chance = Callable[[Sequence[Share], int], AbstractContextManager[Any]]
 """What a pass runs in; see `chance.py`."""
 
 
-def run_pass(model: Any, batch: TrainableBatch, parts: Sequence[Part], chance: Chance) -> list[PartLoss]:
-    """One forward pass; `model` is a causal model whose layers `batch` is attached to.
+def shares_of(parts: Sequence[Part]) -> tuple[list[Share], int]:
+    """What `TrainableBatch.passing` wants for a pass of these parts."""
+    shares = [Share(part.adapter, len(part.rows), part.width) for part in parts]
+    return shares, max(share.width for share in shares)
+
+
+def run_pass(model: Any, parts: Sequence[Part], chance: Chance) -> list[PartLoss]:
+    """One forward pass of a causal model, inside `passing`.
 
     What stands behind a token does not reach it, so padding on the right needs no mask. Only tokens before a
     label go through the output head.
     """
-    width = max(part.width for part in parts)
+    shares, width = shares_of(parts)
     rows = [row for part in parts for row in part.rows]
     device = model.device
     ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows], device=device)
     places, wanted, counts = _labelled(parts, width)
-    shares = [Share(part.adapter, len(part.rows), part.width) for part in parts]
     only_rows = _only_rows(model, torch.tensor(places, device=device))
-    with batch.passing(shares, width), chance(shares, width), only_rows as choose:
+    with chance(shares, width), only_rows as choose:
         logits = choose(model(input_ids=ids, use_cache=False).logits)
     targets = torch.tensor(wanted, device=device)
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -13,7 +13,7 @@ from training.joint import JointJob, JointReport
 from training.joint.admission import can_join, shares_base
 from training.joint.chance import own_chance
 from training.joint.member import Member
-from training.joint.passes import Part, PartLoss, plan_passes, run_pass
+from training.joint.passes import Part, PartLoss, plan_passes, run_pass, shares_of
 from training.methods import load_base
 from training.run.course import memory_told, random_kept
 from training.run.exact import precision_of
@@ -77,9 +77,9 @@ class Together:
             for member in self._members.values():
                 self._batch.attach(self._model, list(member.layers.adapter.deltas))
             self._model.train()
-            self._chance = own_chance(self._model)
             for job_id, member in [*self._members.items()]:
                 with self._alone(job_id):
+                    self._chance = own_chance(self._model, self._spec.gradient_checkpointing)
                     member.start()
             self._remove_ended()
             while self._members:
@@ -112,15 +112,16 @@ class Together:
 
     def _forward_and_backward(self, parts: Sequence[Part]) -> list[PartLoss]:
         """The parts that have gradients now; a loss that is no number is left out of them."""
-        with precision_of(self._spec, self._model.device):
-            losses = run_pass(self._model, self._batch, parts, self._chance)
         good = []
-        for each in losses:
-            with self._alone(each.part.job):
-                self._members[each.part.job].add(float(each.loss.detach()), each.correct)
-                good.append(each)
-        if good:
-            torch.stack([each.loss for each in good]).sum().backward()  # type: ignore[no-untyped-call]
+        with self._batch.passing(*shares_of(parts)):
+            with precision_of(self._spec, self._model.device):
+                losses = run_pass(self._model, parts, self._chance)
+            for each in losses:
+                with self._alone(each.part.job):
+                    self._members[each.part.job].add(float(each.loss.detach()), each.correct)
+                    good.append(each)
+            if good:
+                torch.stack([each.loss for each in good]).sum().backward()  # type: ignore[no-untyped-call]
         return good
 
     def _make_room(self, parts: Sequence[Part], error: TrainingError) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from adapters.batch.trainable import TrainableAdapter, TrainableBatch, TrainableDelta
 from tests.training.joint.stand import make_model
 from training.data import IGNORE, Tokens
-from training.joint.passes import Part, labels_of, plan_passes, run_pass
+from training.joint.passes import Part, labels_of, plan_passes, run_pass, shares_of
 
 BARE = TrainableAdapter({})
 
@@ -110,7 +110,8 @@ def test_loss_and_gradients_are_those_of_each_job_alone(case: str) -> None:
     for each in parts:
         batch.attach(base, list(each.adapter.deltas))
 
-    done = run_pass(base, batch, parts, lambda shares, width: nullcontext())
+    with batch.passing(*shares_of(parts)):
+        done = run_pass(base, parts, lambda shares, width: nullcontext())
     torch.stack([each.loss for each in done]).sum().backward()  # type: ignore[no-untyped-call]
 
     for model, each in zip(models, done, strict=True):
