@@ -52,7 +52,7 @@ class Course:
         resume: bool,
         in_place: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """`in_place`: inside it `work.model` can be saved and evaluated."""
+        """`in_place`: inside it `work.model` is complete, to be counted, saved and evaluated."""
         self._work, self._run, self._in_place = work, run, in_place
         self.saved = _saved(run, work, resume)
         self.done = 0 if self.saved is None else self.saved.step
@@ -60,7 +60,8 @@ class Course:
         self.ended = self._standing.ended(work.spec, self.done, work.steps)
         self._board = TensorBoardLog(run.tensorboard)
         self._journal = Journal(run.events, (self._board, report), self.done)
-        self._sizes: tuple[int, int] = work.model.get_nb_trainable_parameters()
+        with in_place():
+            self._sizes: tuple[int, int] = work.model.get_nb_trainable_parameters()
 
     def watch(
         self, trainer: Training, stop: Callable[[], bool], hook: Callable[[int], None] | None = None
