@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from training.events import (
-    Event,
-    Finished,
-    Progress,
-    Report,
-    event_from_json,
-    event_to_json,
-)
+from training.events import Event, Finished, Progress, Report, event_to_json
+from training.report.curves import read_events
 
 
 class Journal:
@@ -27,7 +21,9 @@ class Journal:
 
     def __init__(self, path: Path, reports: Sequence[Report], step: int = 0) -> None:
         self._reports = reports
-        self.past = [event for event in read_events(path) if step and _stays(event, step)]
+        self.past: list[Event] = []
+        if step and path.is_file():
+            self.past = [event for event in read_events(path) if _stays(event, step)]
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_name(f".{path.name}.part")
         half.write_text("".join(_line(event) for event in self.past), encoding="utf-8")
@@ -47,15 +43,6 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-
-
-def read_events(path: Path) -> Iterator[Event]:
-    """All events of a file; none if it is not there. A last line that was cut off is left out."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        if line.endswith("}"):
-            yield event_from_json(json.loads(line))
 
 
 def _stays(event: Event, step: int) -> bool:
