@@ -24,8 +24,12 @@ def problem(spec: TrainSpec) -> str | None:
     if method == "adalora" and lora.alpha_pattern:
         return "adalora has one alpha for all modules: leave alpha_pattern out, or take another method"
     if spec.objective == "dpo":
-        if method in CHANGES_BASE or method == "adalora":
-            return f"dpo compares with the base, and {method} trains beside a changed loss or base: take lora"
+        if method in CHANGES_BASE:
+            return f"dpo compares with the base, which {method} changes: take lora, or another method"
+        if method == "adalora":
+            return "dpo has no place for adalora's penalty: take lora, or another method"
         if lora.bias != "none":
             return f"dpo compares with the base, whose own biases bias={lora.bias} trains: take bias none"
+        if "lm_head" in (*lora.modules_to_save, *lora.target_modules):
+            return "dpo reads the head's own weights: leave lm_head out of modules_to_save and target_modules"
     return None

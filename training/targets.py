@@ -48,13 +48,14 @@ def resolve_targets(
     if not layers:
         return found
     numbers = {layer_of(name) for name, _ in model.named_modules()} - {None}
-    if missing := sorted(set(layers) - numbers):
-        raise ValueError(
-            f"layers {missing}: {model_type} has the layers 0 to {max(filter(None, numbers), default=0)}"
-        )
+    missing = sorted(set(layers) - numbers)
+    if missing:
+        there = max(number for number in numbers if number is not None)
+        raise ValueError(f"layers {_said(missing)}: {model_type} has the layers 0 to {there}")
     names = [name for name in targeted(model, found) if layer_of(name) in layers]
     if not names:
-        raise ValueError(f"target_modules {targets!r}: none of them is in the layers {sorted(layers)}")
+        asked = targets if isinstance(targets, str) else _said(targets)
+        raise ValueError(f"target_modules {asked}: none is in the layers {_said(sorted(layers))}")
     return names
 
 
@@ -91,12 +92,16 @@ def _resolve(model: nn.Module, model_type: str, targets: str | Iterable[str]) ->
     names = list(targets)
     unknown = [name for name in names if not _matches([name], linears)]
     if unknown:
-        raise ValueError(f"target_modules {', '.join(unknown)}: not among {_known(model_type, linears)}")
+        raise ValueError(f"target_modules {_said(unknown)}: not among {_known(model_type, linears)}")
     return names
 
 
 def _linears(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+
+
+def _said(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)
 
 
 def _usual(model_type: str, linears: Collection[str]) -> tuple[str, ...]:
