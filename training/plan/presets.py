@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from training.data.advice import auto_epochs
 from training.plan.facts import BaseFacts, RowFacts
 from training.plan.trainable import count
 from training.spec import LoraSpec
@@ -134,15 +135,12 @@ def _small_batch(rows: RowFacts) -> Choice:
 
 
 def _epochs(rows: RowFacts) -> Choice:
-    """OpenAI's rule for `auto`: three, bounded so that 100 to 25,000 rows are seen, and 25 epochs at most."""
-    if rows.rows * 3 < 100:
-        return Choice(
-            min(25, max(1, 100 // rows.rows)), f"{rows.rows} rows are few: about 100 are to be seen"
-        )
-    if rows.rows * 3 > 25_000:
-        epochs = max(1, 25_000 // rows.rows)
-        return Choice(epochs, f"{rows.rows:,} rows are many: about 25,000 are to be seen")
-    return Choice(3, "three passes over the rows")
+    """OpenAI's rule for `auto`."""
+    epochs = auto_epochs(rows.rows)
+    if epochs == 3:
+        return Choice(epochs, "three passes over the rows")
+    size, seen = ("few", "100") if epochs > 3 else ("many", "25,000")
+    return Choice(epochs, f"{rows.rows:,} rows are {size}: about {seen} are to be seen")
 
 
 def _by_memory(gpu_bytes: int) -> tuple[Choice, Choice]:
