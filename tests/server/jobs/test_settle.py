@@ -1,0 +1,47 @@
+"""What is `auto` becomes a number when the data is known; what is a number stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.jobs.records import JobRequest
+from server.jobs.settle import settle
+from training.spec import TrainSpec
+
+AUTO = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
+
+
+def asked(spec: TrainSpec | None = None, **hyperparameters: Any) -> JobRequest:
+    given = {**AUTO, **hyperparameters}
+    return JobRequest("base", "shop", "file-1", spec or TrainSpec(), hyperparameters=given)
+
+
+def report(examples: int) -> dict[str, Any]:
+    return {"statistics": {"examples": examples}}
+
+
+@pytest.mark.parametrize(
+    ("examples", "epochs", "batch"),
+    [(1, 25, 1), (10, 10, 10), (20, 5, 16), (34, 3, 16), (8333, 3, 16), (12_500, 2, 16), (100_000, 1, 16)],
+)
+def test_auto_follows_the_data(examples: int, epochs: int, batch: int) -> None:
+    settled = settle(asked(), report(examples))
+    assert (settled.spec.epochs, settled.spec.batch_size) == (epochs, batch)
+    assert settled.hyperparameters == {
+        "n_epochs": epochs,
+        "batch_size": batch,
+        "learning_rate_multiplier": 1.0,
+    }
+
+
+def test_numbers_stay() -> None:
+    spec = TrainSpec(epochs=7, batch_size=4, learning_rate=1e-3)
+    given = {"n_epochs": 7, "batch_size": 4, "learning_rate_multiplier": 5.0}
+    assert settle(asked(spec, **given), report(2)) == asked(spec, **given)
+
+
+def test_steps_decide_instead_of_epochs() -> None:
+    settled = settle(asked(TrainSpec(steps=5)), report(2))
+    assert (settled.spec.steps, settled.spec.epochs) == (5, TrainSpec().epochs)
