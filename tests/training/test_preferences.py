@@ -15,10 +15,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tests.training.methods.stand import Decoder, QuantizedDecoder, Trained, distance, logits, with_peft
-from training.data import IGNORE, Pair, Tokens
+from training.base import MODEL_DIR
+from training.data import IGNORE, Pair, Preference, TextExample, Tokens
+from training.events import Evaluated
 from training.methods import load_base, save, trainable_state, wrap
 from training.preferences import collate_pairs, make_preference_trainer, measure_pairs, reference
-from training.run import Order
+from training.run import Order, TrainingData, train
 from training.run.state import load_state
 from training.spec import LoraSpec, TrainSpec
 
@@ -215,3 +217,25 @@ def test_both_answers_of_a_pair_are_in_one_batch() -> None:
 def same_state(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_whole_run_tells_and_publishes_what_it_learned(base: Path, tmp_path: Path) -> None:
+    words = ("river", "cat", "stone", "lamp", "tree", "house")
+    rows = [Preference(f"do: {word}\n", word.upper(), word[::-1]) for word in words]
+    spec = replace(SPEC, steps=8, learning_rate=3e-2)
+    events: list[Any] = []
+    result = train(spec, MODEL_DIR, TrainingData(rows[:4], rows[4:]), tmp_path, report=events.append)
+    told = [event for event in events if isinstance(event, Evaluated)]
+    assert (told[-1].metric, told[-1].score) == ("reward_accuracy", 1.0)
+    assert told[-1].loss < 0.4
+    assert result.losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert result.trained_tokens > 0
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_rows_that_are_no_preferences_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="example 1 is no preference: DPO wants a chosen and a rejected"):
+        train(SPEC, MODEL_DIR, TrainingData([TextExample("a", "b")]), tmp_path)
+    supervised = replace(SPEC, objective="supervised")
+    with pytest.raises(ValueError, match="Preference rows: they are for the objective dpo"):
+        train(supervised, MODEL_DIR, TrainingData([Preference("a", "b", "c")]), tmp_path)

@@ -20,7 +20,7 @@ from training.methods import save
 from training.report.board import TensorBoardLog
 from training.report.card import write_card
 from training.report.curves import Curves
-from training.report.evaluation import evaluate
+from training.report.evaluation import Measure, evaluate
 from training.report.lineage import write_lineage
 from training.report.origin import Origin
 from training.report.picture import draw
@@ -114,7 +114,9 @@ class Course:
     def _evaluate(self, step: int) -> Evaluated:
         work = self._work
         with self._in_place(), precision_of(work.spec, work.model.device):
-            return evaluate(work.model, work.tokenizer, work.validation, work.spec, step)
+            return evaluate(
+                work.model, work.tokenizer, work.validation, work.spec, step, measure=_measure(work)
+            )
 
     def _result(self, reason: str, step: int) -> RunResult:
         losses = self._journal.losses()
@@ -133,6 +135,15 @@ class Course:
             evaluation=evaluations[-1] if evaluations else None,
             best_step=self._standing.best_step if self._work.spec.patience is not None else None,
         )
+
+
+def _measure(work: Work) -> Measure | None:
+    """Of rows that are no tokens but pairs."""
+    if work.spec.objective != "dpo":
+        return None
+    from training.preferences import measure_pairs  # TRL takes seconds to import
+
+    return partial(measure_pairs, rows=work.validation, spec=work.spec, tokenizer=work.tokenizer)
 
 
 def _describe(origin: Origin, curves: Curves, folder: Path) -> None:

@@ -17,7 +17,16 @@ from adapters.checkpoint.digest import content_digest
 from adapters.errors import AdapterError
 from adapters.limits import AdapterLimits
 from training.base import BASE_NAME, MODEL_DIR
-from training.data import Encoded, Example, encode, label_names
+from training.data import (
+    Encoded,
+    EncodedPairs,
+    Example,
+    Pair,
+    Tokens,
+    encode,
+    encode_pairs,
+    label_names,
+)
 from training.evaluate import pad_token
 from training.methods import load_base, wrap
 from training.report.origin import Origin
@@ -93,8 +102,8 @@ def prepare_on(
     require(bool(data.train), "there are no examples to train on")
     require(spec.patience is None or bool(data.validation), "patience needs validation data to look at")
     tokenizer = base.tokenizer
-    train = encode(data.train, tokenizer, spec.task, spec.max_length, labels)
-    validation = encode(data.validation, tokenizer, spec.task, spec.max_length, labels)
+    train = encode_rows(data.train, tokenizer, spec, labels)
+    validation = encode_rows(data.validation, tokenizer, spec, labels)
     told = _skipped("training", train, len(data.train))
     require(bool(train.rows), f"there is nothing to train on: {told}")
     steps = spec.total_steps(len(train.rows))
@@ -109,7 +118,7 @@ def prepare_on(
     order = Order(len(train.rows), spec.batch_size, spec.seed)
     pad = pad_token(tokenizer)
     calibration = (
-        collate([train.rows[index] for index in rows], pad, spec.task)
+        collate([_learned(train.rows[index]) for index in rows], pad, spec.task)
         for rows in islice(order.epoch(0), _CALIBRATION)
     )
     torch.manual_seed(spec.seed)
@@ -127,6 +136,19 @@ def prepare_on(
         origin_of(spec, base.name, data.files, parent),
         "; ".join(notes),
     )
+
+
+def encode_rows(
+    examples: Sequence[Example], tokenizer: Any, spec: TrainSpec, labels: Sequence[str]
+) -> Encoded | EncodedPairs:
+    """As the objective takes them: rows of tokens, or pairs of them.
+
+    Raises:
+        ValueError: an example is not for it.
+    """
+    if spec.objective == "dpo":
+        return encode_pairs(examples, tokenizer, spec.max_length)
+    return encode(examples, tokenizer, spec.task, spec.max_length, labels)
 
 
 def base_name(base: str | Path) -> str:
@@ -157,7 +179,12 @@ def _kept_labels(folder: Path) -> tuple[str, ...]:
     return tuple(json.loads(kept.read_text(encoding="utf-8"))) if kept.is_file() else ()
 
 
-def _skipped(what: str, encoded: Encoded, examples: int) -> str:
+def _learned(row: Tokens | Pair) -> Tokens:
+    """What a row wants to be said."""
+    return row.chosen if isinstance(row, Pair) else row
+
+
+def _skipped(what: str, encoded: Encoded | EncodedPairs, examples: int) -> str:
     """Which examples are left out, in one line."""
     if not encoded.skipped:
         return ""

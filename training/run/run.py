@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.events import Event, Report
 from training.folder import RunFolder
@@ -11,8 +12,11 @@ from training.methods import step_hook
 from training.run.course import Course, check_folder, memory_told, only_here, random_kept
 from training.run.prepare import Work, prepare
 from training.run.result import RunResult, TrainingData
-from training.run.trainer import make_trainer
+from training.run.trainer import Supervised, make_trainer
 from training.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from training.preferences import PreferenceTrainer
 
 
 def ignore(event: Event) -> None:
@@ -61,7 +65,7 @@ def train(
 def _go(work: Work, run: RunFolder, report: Report, stop: Callable[[], bool], resume: bool) -> RunResult:
     course = Course(work, run, report, resume)
     try:
-        trainer = make_trainer(work.spec, work.model, work.tokenizer, work.rows, work.steps, run.run)
+        trainer = _trainer(work, run.run)
         watch = course.watch(trainer, stop, step_hook(work.model, work.spec))
         trainer.add_callback(watch)
         course.begin()
@@ -70,3 +74,12 @@ def _go(work: Work, run: RunFolder, report: Report, stop: Callable[[], bool], re
         return course.end(watch)
     finally:
         course.close()
+
+
+def _trainer(work: Work, folder: Path) -> Supervised | PreferenceTrainer:
+    """For the spec's objective."""
+    if work.spec.objective == "dpo":
+        from training.preferences import make_preference_trainer  # TRL takes seconds to import
+
+        return make_preference_trainer(work.spec, work.model, work.tokenizer, work.rows, work.steps, folder)
+    return make_trainer(work.spec, work.model, work.tokenizer, work.rows, work.steps, folder)
