@@ -15,7 +15,7 @@ from training.data.examples import (
     TextExample,
 )
 from training.data.problems import Problem, RowError, one
-from training.data.render import render
+from training.data.render import Rendered, render
 from training.data.tokens import IGNORE, ChatTokenizer, Tokens, continued, cut, learn, token_ids
 from training.spec import TaskName
 
@@ -72,8 +72,8 @@ def encode(
         try:
             for whole in encode_example(example, tokenizer, task, labels):
                 row = shorten(whole, example, tokenizer, max_length, labels)
-                truncated += row != whole
                 check_trained(row, whole, max_length)
+                truncated += row != whole
                 rows.append(row)
                 sources.append(index)
         except RowError as error:
@@ -103,9 +103,7 @@ def check_trained(row: Tokens, whole: Tokens, max_length: int | None) -> None:
     if row.trained:
         return
     if whole.trained:
-        reason = (
-            f"of {len(whole.ids)} tokens, all {whole.trained} trained ones are beyond max_length={max_length}"
-        )
+        reason = f"all {whole.trained} trained tokens of {len(whole.ids)} are beyond max_length={max_length}"
         raise one("no_trainable_tokens", reason)
     raise one("no_trainable_tokens", "no token is trained")
 
@@ -138,7 +136,7 @@ def encode_example(
     if isinstance(example, PlainText):
         return [learn([_ended(token_ids(tokenizer, example.text, special=True), tokenizer)], [True])]
     if isinstance(example, ChatExample):
-        return [learn(continued(tokenizer, text.pieces), text.learned) for text in render(example, tokenizer)]
+        return [spoken(text, tokenizer) for text in render(example, tokenizer)]
     assert isinstance(example, TextExample)
     if task == "SEQ_2_SEQ_LM":
         source = token_ids(tokenizer, example.prompt, special=True)
@@ -163,6 +161,14 @@ def shorten(
     if isinstance(example, LabelledTokens):
         return _tagged(example, tokenizer, labels, max_length)
     return cut(whole, max_length)
+
+
+def spoken(text: Rendered, tokenizer: ChatTokenizer) -> Tokens:
+    """The tokens of a chat. A last answer that no special token ends gets the one for the end of all."""
+    pieces = continued(tokenizer, text.pieces)
+    if pieces and not text.ended:
+        pieces[-1] = _ended(pieces[-1], tokenizer)
+    return learn(pieces, text.learned)
 
 
 def answered(prompt: str, completion: str, tokenizer: ChatTokenizer) -> Tokens:

@@ -141,15 +141,7 @@ class Inspection:
                 self._truncated += 1
                 reason = f"{_length(whole, task)} tokens: those beyond max_length={limit} are cut off"
                 self.warnings.add(Problem(line, reason, "truncated"))
-            elif isinstance(example, ChatExample) and not self._ends(row, self._setting.tokenizer):
-                reason = "the chat template ends no answer with a special token: a model won't learn to stop"
-                self.warnings.add(Problem(line, reason, "no_end_of_turn"))
             check_trained(row, whole, limit)
-
-    @staticmethod
-    def _ends(row: Tokens, tokenizer: ChatTokenizer) -> bool:
-        last = tokenizer.added_tokens_decoder.get(row.ids[-1])
-        return last is not None and last.special
 
 
 def encoded(

@@ -72,7 +72,8 @@ def _message(item: Mapping[str, Any], place: str, faults: list[Fault]) -> Messag
         reason = f"{place}.role must be one of {', '.join(ROLES)}, not {short(role)}"
         faults.append(Fault("unrecognized_role", reason))
     calls = _calls(given, place, faults)
-    content = _content(given, role, bool(calls), place, faults)
+    says = bool(given.get("tool_calls")) or "function_call" in given
+    content = _content(given, role, says, place, faults)
     weight = given.get("weight", 1)
     if "weight" in given and (role != "assistant" or type(weight) is not int or weight not in (0, 1)):
         reason = f"{place}.weight must be 0 or 1, and on an assistant message only; it is {short(weight)}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from training.data.encode import answered, check_trained
+from training.data.encode import answered, check_trained, spoken
 from training.data.examples import ChatExample, Example, Message, Preference
 from training.data.problems import Problem, RowError, one
 from training.data.render import render
-from training.data.tokens import ChatTokenizer, Tokens, continued, cut, learn
+from training.data.tokens import ChatTokenizer, Tokens, cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +96,4 @@ def _preferred(example: Preference, answer: str | tuple[Message, ...], tokenizer
     rows = render(ChatExample((*prompt, *given), example.tools), tokenizer)
     if len(rows) > 1:
         raise one("template_refused", "the chat template rewrites earlier messages: prefer one message only")
-    return learn(continued(tokenizer, rows[0].pieces), rows[0].learned)
+    return spoken(rows[0], tokenizer)

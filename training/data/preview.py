@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from training.data.encode import check_fits, check_trained
 from training.data.examples import Example, LabelledText, LabelledTokens, Preference
 from training.data.inspection import Setting, encoded, labels_of, task_of
 from training.data.lines import read_lines
 from training.data.problems import RowError
 from training.data.reading import scan
-from training.data.tokens import IGNORE, ChatTokenizer, Tokens
+from training.data.tokens import IGNORE, ChatTokenizer, Tokens, is_special
 from training.spec import TaskName
 
 MOST_PIECES = 16
@@ -84,7 +85,9 @@ def preview_example(line: int, example: Example, task: TaskName, setting: Settin
     """
     assert setting.tokenizer is not None
     parts: list[Part] = []
+    check_fits(example, task, pairs=True)
     for whole, row in encoded(example, setting.tokenizer, task, setting.max_length):
+        check_trained(row, whole, setting.max_length)
         parts += _parts(example, whole, row, setting.tokenizer, task)
     if isinstance(example, Preference):
         parts = [replace(part, name=name) for part, name in zip(parts, ("chosen", "rejected"), strict=True)]
@@ -118,7 +121,7 @@ def _part(
 ) -> Part:
     pieces = tuple(_pieces(ids, labels, tokenizer, names))
     trained = sum(label != IGNORE for label in labels)
-    special = sum(_is_special(token, tokenizer) for token in ids)
+    special = sum(is_special(token, tokenizer) for token in ids)
     return Part(name, pieces, len(ids), trained, special, cut)
 
 
@@ -127,11 +130,11 @@ def _pieces(
 ) -> Iterator[Piece]:
     start = 0
     while start < len(ids):
-        trained, special = labels[start] != IGNORE, _is_special(ids[start], tokenizer)
+        trained, special = labels[start] != IGNORE, is_special(ids[start], tokenizer)
         stop = start + 1
         text = _text(ids[start:stop], tokenizer)
         while "\ufffd" in text and stop < min(len(ids), start + MOST_PIECES):
-            if _is_special(ids[stop], tokenizer) or (labels[stop] != IGNORE) != trained:
+            if is_special(ids[stop], tokenizer) or (labels[stop] != IGNORE) != trained:
                 break
             stop += 1
             text = _text(ids[start:stop], tokenizer)
@@ -144,8 +147,3 @@ def _text(ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
     if any("\u2581" in token for token in tokens):  # decoding would drop the first space
         return "".join(tokens).replace("\u2581", " ")
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
-
-
-def _is_special(token: int, tokenizer: ChatTokenizer) -> bool:
-    known = tokenizer.added_tokens_decoder.get(token)
-    return known is not None and bool(known.special)

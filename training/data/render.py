@@ -1,8 +1,8 @@
 """A chat as the text that the server would show the model, and which of its characters are learned.
 
 A template that marks what the assistant says (`{% generation %}`) is asked for that. Of any other, the chat
-is rendered up to each answer, ready for it, and with it: what the second adds is learned. Both learn the end
-of a turn.
+is rendered up to each answer, ready for it, and with it: what the second adds is learned. In both, the token
+that ends a turn is learned too.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text in pieces, as they follow each other; `learned` says which of them are."""
+    """A text in pieces, as they follow each other; `learned` says which of them are.
+
+    Attributes:
+        ended: a special token ends the last piece, but for white space.
+    """
 
     pieces: tuple[str, ...]
     learned: tuple[bool, ...]
+    ended: bool
 
 
 def render(example: ChatExample, tokenizer: ChatTokenizer) -> list[Rendered]:
@@ -37,12 +42,13 @@ def render(example: ChatExample, tokenizer: ChatTokenizer) -> list[Rendered]:
         reason = "this base has no chat template: give prompt and completion instead of messages"
         raise one("no_chat_template", reason)
     tools = [dict(tool) for tool in example.tools] or None
+    specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     try:
         template = str(tokenizer.get_chat_template(tools=tools))
         chat = conversation(example.messages, template)
         if _MARK.search(template):
-            return [_by_marks(example, chat, tools, template, tokenizer)]
-        return _by_prefixes(example, chat, tools, tokenizer)
+            return [_by_marks(example, chat, tools, template, specials, tokenizer)]
+        return _by_prefixes(example, chat, tools, specials, tokenizer)
     except RowError:
         raise
     except Exception as error:  # a template is a program of someone else's
@@ -66,7 +72,12 @@ def conversation(messages: Sequence[Message], template: str) -> list[dict[str, A
 
 
 def _by_marks(
-    example: ChatExample, chat: list[dict[str, Any]], tools: Any, template: str, tokenizer: ChatTokenizer
+    example: ChatExample,
+    chat: list[dict[str, Any]],
+    tools: Any,
+    template: str,
+    specials: tuple[str, ...],
+    tokenizer: ChatTokenizer,
 ) -> Rendered:
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -86,43 +97,63 @@ def _by_marks(
             f"its template marks {len(spans)} spans for {len(answers)} answers: weight 0 can't be applied"
         )
         raise one("template_refused", reason)
-    end = tokenizer.eos_token or "\0"
-    return _pieces(text, [(start, stop + len(end) * text.startswith(end, stop)) for start, stop in spans])
+    spans = [(start, _end(text, start, stop, specials)) for start, stop in spans]
+    return _pieces(text, spans, specials)
+
+
+def _end(text: str, start: int, stop: int, specials: tuple[str, ...]) -> int:
+    """Where a marked answer ends, with the token that ends the turn where only the text is marked."""
+    if text[start:stop].rstrip().endswith(specials):
+        return stop
+    return stop + max((len(token) for token in specials if text.startswith(token, stop)), default=0)
 
 
 def _by_prefixes(
-    example: ChatExample, chat: list[dict[str, Any]], tools: Any, tokenizer: ChatTokenizer
+    example: ChatExample,
+    chat: list[dict[str, Any]],
+    tools: Any,
+    specials: tuple[str, ...],
+    tokenizer: ChatTokenizer,
 ) -> list[Rendered]:
-    ends = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    def text_of(count: int, asked: bool) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                chat[:count], tools=tools, tokenize=False, add_generation_prompt=asked
+            )
+        )
+
     found: list[tuple[str, tuple[int, int]]] = []
     for index, message in enumerate(example.messages):
         if not message.learned:
             continue
         if not index:
             raise one("template_refused", "a chat can't begin with the assistant's message")
-        asked = tokenizer.apply_chat_template(
-            chat[:index], tools=tools, tokenize=False, add_generation_prompt=True
-        )
-        whole = tokenizer.apply_chat_template(
-            chat[: index + 1], tools=tools, tokenize=False, add_generation_prompt=False
-        )
+        asked, whole = text_of(index, True), text_of(index + 1, False)
         if not whole.startswith(asked):
-            reason = (
-                "the base's chat template renders an answer otherwise than it asks for it: give prompt and "
-            )
-            raise one("template_refused", f"{reason}completion instead of messages")
+            # Such as a <think> that only asks: the answer goes behind what the server will ask with.
+            same = _shared(asked, whole)
+            if same < len(text_of(index, False)):
+                reason = "the base's chat template rewrites earlier messages when it asks for an answer"
+                raise one("template_refused", f"{reason}: give prompt and completion instead")
+            whole = asked + whole[same:]
         # What a template writes after the token that ends a turn is never generated.
-        said = whole.rstrip() if whole.rstrip().endswith(tuple(ends)) else whole
+        said = whole.rstrip() if whole.rstrip().endswith(specials) else whole
         found.append((whole, (len(asked), max(len(said), len(asked)))))
     if not found:
         raise one("no_trainable_message", "every assistant message has weight 0: there is nothing to learn")
     last = found[-1][0]
     if all(last.startswith(whole) for whole, _ in found):
-        return [_pieces(last, [span for _, span in found])]
-    return [_pieces(whole, [span]) for whole, span in found]
+        return [_pieces(last, [span for _, span in found], specials)]
+    return [_pieces(whole, [span], specials) for whole, span in found]
 
 
-def _pieces(text: str, spans: Sequence[tuple[int, int]]) -> Rendered:
+def _shared(first: str, second: str) -> int:
+    """Characters that both begin with."""
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (left, right) in enumerate(pairs) if left != right), len(second))
+
+
+def _pieces(text: str, spans: Sequence[tuple[int, int]], specials: tuple[str, ...]) -> Rendered:
     """The text cut at the spans; what comes after the last of them is left out."""
     pieces: list[str] = []
     learned: list[bool] = []
@@ -131,4 +162,4 @@ def _pieces(text: str, spans: Sequence[tuple[int, int]]) -> Rendered:
         pieces += [text[done:start], text[start:stop]]
         learned += [False, True]
         done = stop
-    return Rendered(tuple(pieces), tuple(learned))
+    return Rendered(tuple(pieces), tuple(learned), text[:done].rstrip().endswith(specials))

@@ -176,16 +176,14 @@ def _preference_openai(row: Mapping[str, Any], faults: list[Fault]) -> Example:
     if "input" in row and not given.get("messages"):
         faults.append(Fault("missing_messages_list", "input.messages is missing"))
     prompt = _messages(given.get("messages", []), "input.messages", faults)
-    chosen, rejected = (
-        _answer(row.get(key, []), key, faults) for key in ("preferred_output", "non_preferred_output")
-    )
+    chosen, rejected = (_answer(row, key, faults) for key in ("preferred_output", "non_preferred_output"))
     return _preference(prompt, chosen, rejected, tools, faults)
 
 
 def _preference_trl(row: Mapping[str, Any], faults: list[Fault]) -> Example:
     if any(isinstance(row.get(key), list) for key in ("prompt", "chosen", "rejected")):
         prompt = _messages(row.get("prompt", []), "prompt", faults)
-        chosen, rejected = (_answer(row.get(key, []), key, faults) for key in ("chosen", "rejected"))
+        chosen, rejected = (_answer(row, key, faults) for key in ("chosen", "rejected"))
         return _preference(prompt, chosen, rejected, check_tools(row, faults), faults)
     if "tools" in row:
         faults.append(Fault("unrecognized_key", "tools go with messages, not with text"))
@@ -212,15 +210,16 @@ def _messages(value: Any, where: str, faults: list[Fault]) -> tuple[Message, ...
     return tuple(check_messages(value, where, faults))
 
 
-def _answer(value: Any, where: str, faults: list[Fault]) -> tuple[Message, ...]:
-    """The assistant's messages that are compared; the last one at least is the assistant's."""
+def _answer(row: Mapping[str, Any], key: str, faults: list[Fault]) -> tuple[Message, ...]:
+    """The messages that are compared; the last one is the assistant's."""
+    if key not in row:
+        return ()
     before = len(faults)
-    found = _messages(value, where, faults)
-    if len(faults) == before and value == []:
-        if where in ("preferred_output", "non_preferred_output", "chosen", "rejected"):
-            faults.append(Fault("missing_content", f"{where} has no message"))
+    found = _messages(row[key], key, faults)
+    if len(faults) == before and not found:
+        faults.append(Fault("missing_content", f"{key} has no message"))
     elif len(faults) == before and found[-1].role != "assistant":
-        reason = f"the last message of {where} must be the assistant's, not the {found[-1].role}'s"
+        reason = f"the last message of {key} must be the assistant's, not the {found[-1].role}'s"
         faults.append(Fault("last_message_not_assistant", reason))
     return found
 

@@ -48,6 +48,12 @@ def token_ids(tokenizer: ChatTokenizer, text: str, special: bool = False) -> lis
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
+def is_special(token: int, tokenizer: ChatTokenizer) -> bool:
+    """Whether a token stands for no text."""
+    known = tokenizer.added_tokens_decoder.get(token)
+    return known is not None and bool(known.special)
+
+
 def continued(tokenizer: ChatTokenizer, pieces: Sequence[str], special: bool = False) -> list[list[int]]:
     """The ids of texts that follow each other, without a token across two of them.
 
