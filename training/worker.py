@@ -154,10 +154,10 @@ class Worker:
         self._send(job.id, {"event": "complete", "folder": str(result.folder), "metrics": metrics})
 
     def _gate(self, job: JobWork, data: Any) -> None:
-        from training.gate import gate
+        from training.gate import ASKED, gate
 
         assert job.gate is not None
-        rows = data.validation or data.train
+        rows = data.validation or data.train[:ASKED]
         found = gate(self._work.base, job.folder, job.gate.current, rows, job.spec, job.gate.minimum)
         self._send(job.id, {"event": "gate", "held_out": bool(data.validation), **asdict(found)})
 

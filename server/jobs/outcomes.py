@@ -79,7 +79,8 @@ class Outcomes:
             return
         if gate is not None:
             data = {name: gate[name] for name in ("passed", "scores", "held_out")}
-            site.jobs.add_event(job.id, "info", f"Evaluation gate: {gate['reason']}", data=data)
+            asked = "" if gate["held_out"] else " (asked what it was trained on: there is no validation file)"
+            site.jobs.add_event(job.id, "info", f"Evaluation gate: {gate['reason']}{asked}", data=data)
             if not gate["passed"]:
                 self.failed(entry, gate_failure(gate))
                 return
