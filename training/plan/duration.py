@@ -13,7 +13,7 @@ from training.plan.trainable import count
 from training.spec import TrainSpec, require
 
 Source = Literal["measured", "given", "assumed"]
-CORE_RATE = 20e9
+CORE_RATE = 10e9
 # What cards of so many GiB reach in bfloat16 while they train, about 40% of what their makers promise for
 # usual ones of that size: assumed, not measured here.
 _CARD_RATES = ((12, 12e12), (16, 25e12), (24, 40e12), (48, 70e12), (80, 200e12), (10**6, 350e12))

@@ -147,8 +147,8 @@ def saved_per_token(base: BaseFacts, spec: TrainSpec, tokens: int) -> int:
 
 
 def _adapters_per_token(base: BaseFacts, spec: TrainSpec) -> int:
-    """Inputs of A and of B, in float32. Layers on one input share it, unless each casts or drops it out."""
-    element = 4
+    """Inputs of A and of B. Layers on one input share it, unless each casts (autocast) or drops it out."""
+    element = _BYTES[spec.precision]
     found = [layer for layer in adapted(base, spec.lora, spec.task) if layer not in base.stacks]
     ranks = sum(rank_of(layer, spec.lora) for layer in found) * element
     dropped = spec.lora.dropout > 0

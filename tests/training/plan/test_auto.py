@@ -71,7 +71,7 @@ def test_what_costs_least_time_is_tried_first() -> None:
         spec = auto_spec(base_of("7B"), replace(ROWS, longest=1024), cuda=True, gpu_bytes=card * GIB)
         return spec.batch_size, spec.gradient_checkpointing, spec.lora.method
 
-    assert on(141) == (8, False, "lora")
+    assert on(141) == (16, False, "lora")
     assert on(48) == (4, False, "lora")
     assert on(16) == (4, True, "lora")
     assert on(12) == (8, True, "qlora")

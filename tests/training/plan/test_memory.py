@@ -17,6 +17,7 @@ from training.methods import wrap
 from training.plan.facts import facts_of
 from training.plan.memory import GIB, NF4_BYTES, Memory, estimate, weight_bytes
 from training.run.batches import collate, token_loss
+from training.run.exact import precision_of
 from training.run.optimizer import make_optimizer
 from training.spec import LoraSpec, TrainSpec
 
@@ -46,9 +47,10 @@ def peak_of_a_step(model: Any, spec: TrainSpec, counted: float) -> int:
     batch = collate([Tokens(rows[0].ids[:-4], rows[0].labels[:-4]), *rows[1:]], 0)
 
     def step() -> None:
-        logits = trained(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        loss, _ = token_loss(logits, batch["labels"], "CAUSAL_LM", 10)
-        del logits
+        with precision_of(spec, torch.device("cpu")):
+            logits = trained(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            loss, _ = token_loss(logits, batch["labels"], "CAUSAL_LM", 10)
+            del logits
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
