@@ -15,6 +15,7 @@ SUBVERBS = {
     "check": "find every error in a file of training examples",
     "preview": "show rows token by token, with what of them is trained",
     "run": "train an adapter; Ctrl-C saves, and --resume goes on",
+    "sweep": "train all combinations of ranks, alphas and rates together, and compare them",
     "plan": "show what a run would be: choices with reasons, memory, time",
 }
 """Each sub-verb, which is also the name of its module, and what it is for."""

@@ -6,17 +6,14 @@ import argparse
 import hashlib
 import json
 import shlex
-import signal
 import sys
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from server.cli.exits import Exit, Failed
 from server.cli.threads import set_threads
+from server.cli.train.interrupts import Interrupts, quiet
 from server.cli.train.progress import Bar
 from server.cli.train.spec_flags import add_spec_flags, given_fields, make_spec
 from training.folder import RunFolder
@@ -57,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     set_threads(arguments.threads)
     bar = Bar()
     try:
-        with _quiet(), _Interrupts(bar) as interrupts:
+        with quiet(), Interrupts(bar.say) as interrupts:
             result = _train(spec, places, arguments, bar, interrupts)
     finally:
         bar.close()
@@ -69,33 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     return Exit.INTERRUPTED
 
 
-class _Interrupts:
-    """Ctrl-C ends the run after its step. Before the first step, and the second time, it ends the command."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self.running = self.asked = False
-
-    def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.asked or not self.running:
-            raise KeyboardInterrupt
-        self.asked = True
-        self._bar.say("stopping after this step, and saving; again to stop at once")
-
-
 def _train(
     spec: TrainSpec,
     places: Mapping[str, str],
     arguments: argparse.Namespace,
     bar: Bar,
-    interrupts: _Interrupts,
+    interrupts: Interrupts,
 ) -> RunResult:
     from training.base import MODEL_DIR
     from training.events import Event, Started
@@ -111,7 +87,7 @@ def _train(
         return train(
             spec,
             places.get("model", str(MODEL_DIR)),
-            _read(places),
+            read_data(places),
             arguments.output,
             report=report,
             stop=lambda: interrupts.asked,
@@ -124,7 +100,13 @@ def _train(
         raise Failed(str(error)) from None
 
 
-def _read(places: Mapping[str, str]) -> TrainingData:
+def read_data(places: Mapping[str, str]) -> TrainingData:
+    """The files of `data` and, if it is there, `validation`.
+
+    Raises:
+        OSError: one can't be read.
+        ValueError: one has bad lines.
+    """
     from training.data import read_jsonl
     from training.run import TrainingData
 
@@ -166,14 +148,3 @@ def _summary(result: RunResult) -> str:
     if result.best_step is not None:
         parts.append(f"the adapter of step {result.best_step}, with the best validation loss")
     return f"{result.folder}: {'; '.join(parts)}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Libraries say nothing: not how they load, nor what will be deprecated."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

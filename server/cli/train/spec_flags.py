@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from server.cli.exits import Exit, Failed
@@ -88,8 +88,8 @@ _RUN = {
 }
 
 
-def add_spec_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for each field of `LoraSpec` and `TrainSpec`."""
+def add_spec_flags(parser: argparse.ArgumentParser, several: Collection[str] = ()) -> None:
+    """A flag for each field of `LoraSpec` and `TrainSpec`; those in `several` take lists, with commas."""
     defaults = spec_to_json(TrainSpec())
     for title, flags, values in (
         ("adapter", _LORA, defaults["lora"]),
@@ -97,7 +97,7 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
     ):
         group = parser.add_argument_group(title)
         for name, flag in flags.items():
-            _add(group, name, flag, values[name])
+            _add(group, name, _list(flag) if name in several else flag, values[name])
 
 
 def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -119,6 +119,18 @@ def make_spec(fields: Mapping[str, Any], beneath: Mapping[str, Any] | None = Non
         return spec_from_json({**beneath, **fields, "lora": lora})
     except ValueError as error:
         raise Failed(str(error), Exit.USAGE) from None
+
+
+def _list(flag: _Flag) -> _Flag:
+    """The same for several values."""
+    assert flag.kind is not None
+    kind = flag.kind
+
+    def values(text: str) -> list[Any]:
+        return [kind(word) for word in _names(text)]
+
+    values.__name__ = f"{kind.__name__}s with commas between"  # argparse says it of wrong ones
+    return replace(flag, help=f"{flag.help}; several with commas", kind=values, metavar=f"{flag.metavar},...")
 
 
 def _add(group: Any, name: str, flag: _Flag, default: Any) -> None:
