@@ -74,7 +74,7 @@ def test_what_costs_least_time_is_tried_first() -> None:
     assert on(141) == (16, False, "lora")
     assert on(48) == (4, False, "lora")
     assert on(16) == (4, True, "lora")
-    assert on(12) == (8, True, "qlora")
+    assert on(12) == (1, False, "qlora")
 
 
 def test_what_does_not_fit_is_told_and_not_changed() -> None:
