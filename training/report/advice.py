@@ -194,7 +194,7 @@ def overfitting(curves: Curves, spec: TrainSpec) -> str | None:
 def underfit(curves: Curves, spec: TrainSpec) -> str | None:
     """The run is over, and the loss was still on its way down."""
     losses = [each.loss for each in curves.progress]
-    over = curves.finished is not None and curves.finished.reason == "done"
+    over = curves.started is not None and curves.progress[-1].step >= curves.started.steps
     tail = losses[-int(len(losses) * UNDERFIT_SHARE) :]
     if not over or len(tail) < FEW_STEPS or median(tail) < LEARNED:
         return None

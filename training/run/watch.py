@@ -149,8 +149,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         return better
 
     def _advise(self) -> None:
-        advice = advise(self._journal.past, self._trainer.spec)
-        if advice is not None:
+        while (advice := advise(self._journal.past, self._trainer.spec)) is not None:
             self._journal.tell(advice)
 
     def _checkpoint(self, step: int) -> None:
