@@ -12,6 +12,9 @@ from server.cli.exits import Failed
 if TYPE_CHECKING:
     from training.data import ChatTokenizer
 
+MOST_REASON = 300
+"""Characters of a reason that is a library's."""
+
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add the file, and the flags for how its rows are read."""
@@ -53,11 +56,14 @@ def load_tokenizer(model: str | None) -> ChatTokenizer:
 
     from training.base import MODEL_DIR
 
+    source = model or str(MODEL_DIR)
     try:
-        tokenizer: ChatTokenizer = AutoTokenizer.from_pretrained(model or MODEL_DIR)
+        tokenizer: ChatTokenizer = AutoTokenizer.from_pretrained(
+            source, local_files_only=Path(source).is_dir()
+        )
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise Failed(f"--model: no tokenizer could be loaded from {model}: {reason}") from None
+        reason = " ".join(str(error).split())
+        raise Failed(f"--model: no tokenizer could be loaded from {model}: {reason[:MOST_REASON]}") from None
     return tokenizer
 
 
