@@ -12,7 +12,7 @@ from adapters.errors import AdapterNotFound, InvalidName
 from adapters.registry.names import check_new_name
 from adapters.registry.records import AdapterVersion, Caller
 from server.api.context import ServerContext
-from server.api.errors import APIError, from_adapter_error, model_not_found
+from server.api.errors import APIError, model_not_found
 from server.api.fine_tuning.schemas import MAX_BATCH, MAX_EPOCHS, MAX_STEPS, SEED, JobFields
 from server.api.schemas import invalid
 from server.jobs.records import JobRequest, is_job_id
@@ -95,7 +95,7 @@ def _name(context: ServerContext, suffix: str | None, job_id: str) -> str:
     try:
         check_new_name(suffix, context.base.name)
     except InvalidName as error:
-        raise from_adapter_error(error, param="suffix") from None
+        raise APIError(400, f"suffix: {error}", param="suffix", code="invalid_name") from None
     if is_job_id(suffix):
         raise APIError(400, "suffix: names like this are those of jobs", param="suffix", code="invalid_name")
     return suffix

@@ -93,6 +93,14 @@ def _not_sent(value: object) -> None:
         )
 
 
+def _short_keys(value: dict[str, str]) -> dict[str, str]:
+    if not all(0 < len(key) <= MAX_KEY and "\0" not in key for key in value):
+        raise PydanticCustomError(
+            "key", "keys have 1 to {most} characters, none of them NUL", {"most": MAX_KEY}
+        )
+    return value
+
+
 def spec_schema() -> dict[str, Any]:
     """The JSON schema of a `TrainSpec`, in one piece."""
     schema = TypeAdapter(TrainSpec).json_schema(ref_template="{model}")
@@ -102,8 +110,8 @@ def spec_schema() -> dict[str, Any]:
 
 
 Training = Annotated[dict[str, Any], WithJsonSchema(spec_schema())]
-Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY, pattern=PLAIN)]
 Value = Annotated[str, Field(max_length=MAX_VALUE, pattern=PLAIN)]
+Metadata = Annotated[dict[str, Value], Field(max_length=MAX_PAIRS), AfterValidator(_short_keys)]
 Id = Annotated[str, Field(max_length=100, pattern=PLAIN)]
 
 
@@ -118,7 +126,7 @@ class JobFields(Strict):
     validation_file: Id | None = None
     suffix: str | None = Field(None, max_length=64, pattern=PLAIN)
     seed: int | None = Field(None, ge=0, lt=SEED)
-    metadata: dict[Key, Value] | None = Field(None, max_length=MAX_PAIRS)
+    metadata: Metadata | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
     integrations: Annotated[Any, AfterValidator(_not_sent), WithJsonSchema({"enum": [None, []]})] = None
