@@ -49,7 +49,8 @@ class PreferenceTrainer(Exact, DPOTrainer):  # type: ignore[misc]
     ) -> Tensor:
         loss: Tensor = super().compute_loss(model, inputs)
         self._metrics["train"].clear()  # TRL keeps them until they are logged
-        return loss * (_pairs(inputs) / num_items_in_batch)
+        share: float = _pairs(inputs) / num_items_in_batch
+        return loss * share
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # the rows are tokens already

@@ -117,7 +117,7 @@ def run_by_hand(base: Path, parent: Path | None = None) -> list[float]:
     for step in range(STEPS):
         rows = [ROWS[row] for passed in order.step(step) for row in passed]
         loss = by_hand(policy, before, rows)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(policy.parameters(), SPEC.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

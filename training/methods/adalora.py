@@ -59,7 +59,8 @@ def penalty(model: Any) -> Tensor | None:
             product = factor @ factor.T if "lora_A" in name else factor.T @ factor
             norms.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
     mean: Tensor = torch.stack(norms).mean()
-    return model.peft_config["default"].orth_reg_weight * mean
+    weight: float = model.peft_config["default"].orth_reg_weight
+    return weight * mean
 
 
 def schedules(model: Any) -> bool:

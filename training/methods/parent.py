@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from training.spec import LoraSpec, TrainSpec, require
 
 _BEGINNINGS = ("lora-ga", "pissa", "olora", "eva")
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FREE = ("method", "dropout")
 _OTHER_LAYERS = (
     "kasa_config",
@@ -32,18 +33,20 @@ def go_on_from(model: Any, spec: TrainSpec, parent: Path) -> PeftModel:
     Raises:
         ValueError: it is of a kind that can't be trained on, or of another shape than the spec's.
     """
-    require(
-        (parent / "adapter_model.safetensors").is_file(),
-        f"{parent.name} is no adapter to go on from: it has no adapter_model.safetensors",
-    )
+    for file in (_CONFIG, _WEIGHTS):  # what is not there PEFT would look for on the hub
+        require((parent / file).is_file(), f"{parent.name} is no adapter to go on from: it has no {file}")
     config = PeftConfig.from_pretrained(str(parent))
     _check(config, spec)
     config.inference_mode = False
     config.lora_dropout = spec.lora.dropout
-    wrapped = get_peft_model(model, config)
-    result = set_peft_model_state_dict(wrapped, load_file(parent / "adapter_model.safetensors"))
+    try:
+        wrapped = get_peft_model(model, config)
+        result = set_peft_model_state_dict(wrapped, load_file(parent / _WEIGHTS))
+    except (RuntimeError, ValueError) as error:  # other modules, or other shapes
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the adapter to go on from does not fit this base: {reason:.200}") from None
     trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
-    strange = [*result.unexpected_keys, *(trained & set(result.missing_keys))]
+    strange = [*result.unexpected_keys, *sorted(trained & set(result.missing_keys))]
     require(not strange, f"the adapter to go on from does not fit this base: {', '.join(strange[:3])}")
     wrapped.fixed_ranks = True
     return wrapped

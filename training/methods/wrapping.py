@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model, preprocess_loraga
+from transformers import PretrainedConfig
 
 from training.combinations import CALIBRATED, CHANGES_BASE
 from training.methods.calibration import Batch, accumulate_gradients, start_from_inputs
@@ -50,7 +51,9 @@ def wrap(
     if spec.gradient_checkpointing:
         model.activation_checkpointing_enable()
         model.enable_input_require_grads()
-        model.config.use_cache = False
+        for module in model.modules():  # a stack of layers may have a config of its own
+            if isinstance(getattr(module, "config", None), PretrainedConfig):
+                module.config.use_cache = False
     return wrapped
 
 

@@ -148,6 +148,10 @@ class Base(ABC):
     path: Path
 
     @abstractmethod
+    def __init__(self, name: str, folder: Path) -> None:
+        """`name`: of a tiny model; it is saved below `folder`."""
+
+    @abstractmethod
     def served(self, adapters: Mapping[str, Trained]) -> dict[str, Served]:
         """As `logits`, of all adapters in one mixed batch. Tokens: the greedy answer, if there is one."""
 

@@ -82,7 +82,7 @@ def test_layers_by_number(targets: Any) -> None:
 
 def test_ranks_and_scales_by_pattern() -> None:
     model = model_of("llama")
-    patterns = {
+    patterns: dict[str, Any] = {
         "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 5},
         "alpha_pattern": {"v_proj": 3.0},
     }
