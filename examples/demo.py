@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -92,16 +93,18 @@ def train_live() -> Path:
     import torch
     from transformers.utils import logging
 
+    from server.cli.train.progress import Bar
     from training.base.shipped import train_task
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    result = train_task(LIVE_TASK, DATA / LIVE_TASK)
+    shutil.rmtree(DATA / LIVE_TASK, ignore_errors=True)  # of an earlier demo
+    result = train_task(LIVE_TASK, DATA / LIVE_TASK, report=Bar())
     print(
         f"   loss {result.loss:.3f} after {result.steps} steps in {result.seconds:.0f} s; "
         f"{result.trainable_parameters:,} of {result.total_parameters:,} parameters trained"
     )
-    return result.output_dir
+    return result.folder
 
 
 def upload(url: str, name: str, folder: Path) -> str:

@@ -6,7 +6,9 @@ python -m training.base.shipped
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from peft import PeftModel
@@ -16,7 +18,8 @@ from transformers.utils import logging
 from training.base import ADAPTERS_DIR, MODEL_DIR
 from training.data import TextExample
 from training.evaluate import exact_match
-from training.lora import TrainResult, train_adapter
+from training.events import Report
+from training.run import RunResult, TrainingData, ignore, train
 from training.spec import TrainSpec
 from training.tasks import LIVE_TASK, TASKS, make_examples
 
@@ -25,10 +28,10 @@ SPEC = TrainSpec(steps=160, learning_rate=1e-2)
 """What every task of the demo is trained with, the shipped ones and the live one."""
 
 
-def train_task(task: str, output_dir: Path, base: Path = MODEL_DIR, progress: bool = True) -> TrainResult:
+def train_task(task: str, folder: Path, base: Path = MODEL_DIR, report: Report = ignore) -> RunResult:
     """Train the adapter of one of the demo's tasks."""
     rows = [TextExample(item.prompt, item.completion) for item in make_examples(task, EXAMPLES)]
-    return train_adapter(SPEC, base, rows, output_dir, progress)
+    return train(SPEC, base, TrainingData(rows), folder, report=report)
 
 
 def held_out_match(task: str, adapter: Path, base: Path = MODEL_DIR, cases: int = 100) -> float:
@@ -50,7 +53,11 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     for task in args.tasks:
-        result = train_task(task, args.output / task, args.base)
+        with TemporaryDirectory() as folder:
+            result = train_task(task, Path(folder), args.base)
+            (args.output / task).mkdir(parents=True, exist_ok=True)
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                shutil.copyfile(Path(folder) / name, args.output / task / name)
         score = held_out_match(task, args.output / task, args.base)
         print(
             f"{task}: {score:.2f} on held-out words, loss {result.loss:.3f}, {result.seconds:.0f} s",

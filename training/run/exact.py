@@ -79,6 +79,7 @@ class Exact:
         self._saved = saved
         with TemporaryDirectory() as folder:
             state = TrainerState(global_step=saved.step, train_batch_size=self.spec.batch_size)
+            state.compute_steps(self.args, self.args.max_steps)
             state.save_to_json(str(Path(folder) / "trainer_state.json"))
             self.train(resume_from_checkpoint=folder)  # type: ignore[attr-defined]
 

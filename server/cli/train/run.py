@@ -97,7 +97,10 @@ def _train(
     except OSError as error:
         raise Failed(f"{error.filename or arguments.output}: {error.strerror or error}") from None
     except (ValueError, TrainingError) as error:
-        raise Failed(str(error)) from None
+        first, *lines = str(error).split("\n")
+        for line in lines:  # of a file: each bad line with its reason
+            bar.say(line)
+        raise Failed(first) from None
 
 
 def read_data(places: Mapping[str, str]) -> TrainingData:

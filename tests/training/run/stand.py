@@ -32,6 +32,10 @@ SPEC = TrainSpec(
 ROWS = 10
 
 
+_DROPOUTS = ("dropout_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+"""Of a base itself: it is on while an adapter trains, and would draw differently in whole batches."""
+
+
 def make_base(folder: Path, task: TaskName = "CAUSAL_LM", *, bias: bool = False) -> Path:
     """A base for the task, the same each time."""
     makers: dict[TaskName, Callable[[], Any]] = {
@@ -41,7 +45,11 @@ def make_base(folder: Path, task: TaskName = "CAUSAL_LM", *, bias: bool = False)
         "TOKEN_CLS": kit.tagger,
     }
     with torch.random.fork_rng():
-        makers[task]().save_pretrained(folder)
+        model = makers[task]()
+        for field in _DROPOUTS:
+            if hasattr(model.config, field):
+                setattr(model.config, field, 0.0)
+        model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(folder)
     return folder
 
@@ -100,7 +108,8 @@ def in_parts(
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
+    found: dict[str, Tensor] = load_file(folder / "adapter_model.safetensors")
+    return found
 
 
 def same_files(one: Path, other: Path) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.events import Advised, Evaluated, Finished, Progress, Sample, Saved, Started
+from training.events import Advised, Evaluated, Event, Finished, Progress, Sample, Saved, Started
 from training.report.curves import read_events
 from training.run.journal import Journal
 
-EVENTS = [
+EVENTS: list[Event] = [
     Started(1.5, 3, 10, 100, 7, 2),
     Progress(1, 0.1 + 0.2, 1e-3, 0.5, 100.0, 2.0, 4, 0.25),
     Evaluated(1, 0.5, 0.75, "exact_match", 0.5, (Sample("a", "b", "c"),)),
