@@ -38,7 +38,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All presets for one base and one file. `five_percent`: ranks by the third text's rule, by layers."""
+    """All presets for one base and one file. `five_percent`: ranks by the texts' rule, by layers."""
 
     base: BaseFacts
     rows: RowFacts
