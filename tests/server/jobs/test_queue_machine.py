@@ -318,7 +318,7 @@ def machine(url: str, folder: Path) -> Iterator[type[Machine]]:
 
 def test_any_sequence(migrated_url: str, tmp_path: Path) -> None:
     with machine(migrated_url, tmp_path) as bound:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             bound,
             settings=settings(
                 max_examples=LONGER or 8,

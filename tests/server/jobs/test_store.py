@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
@@ -25,7 +26,7 @@ def actions(site: Site) -> list[tuple[str, str, str]]:
 
 def test_all_that_was_asked_is_kept(site: Site) -> None:
     spec = TrainSpec(lora=LoraSpec(rank=4, target_modules=("q_proj", "v_proj")), epochs=2, seed=7)
-    asked = {
+    asked: dict[str, Any] = {
         "spec": spec,
         "parent": "acme/shop@2",
         "parent_digest": "0" * 64,
@@ -53,7 +54,7 @@ def test_another_tenants_answer_as_what_never_was(site: Site) -> None:
         said = []
         for job_id in (job.id, missing):
             with pytest.raises(NotThere) as error:
-                call(OTHER, job_id)  # type: ignore[operator]
+                call(OTHER, job_id)
             said.append((str(error.value).replace(job_id, "ID"), error.value.code, error.value.param))
         assert said[0] == said[1]
     assert site.jobs.list(OTHER) == ()
@@ -130,9 +131,9 @@ def test_events_and_checkpoints_have_pages_in_both_directions(site: Site) -> Non
     other = site.create(ACME)
     for call, after in ((site.jobs.events, newest[0].id), (site.jobs.checkpoints, found[0].id)):
         with pytest.raises(NotThere):
-            call(ACME, other.id, after=after)  # type: ignore[operator]
+            call(ACME, other.id, after=after)
         with pytest.raises(NotThere):
-            call(ACME, job.id, after="ftevent-zzz")  # type: ignore[operator]
+            call(ACME, job.id, after="ftevent-zzz")
 
 
 def test_a_paused_job_is_not_taken_and_one_that_stops_is_not_taken_twice(site: Site) -> None:

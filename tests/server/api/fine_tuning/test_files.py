@@ -38,10 +38,11 @@ def send(stand: Stand, chunks: Iterable[bytes], declared: int | None = None) -> 
     return exchange
 
 
-def post(stand: Stand, content: bytes = b"{}\n", name: str = "x.jsonl", **parts: str) -> Any:
-    return stand.client.post(
-        "/v1/files", files={"file": (name, content)}, data={"purpose": "fine-tune", **parts}
-    )
+def post(
+    stand: Stand, content: bytes = b"{}\n", name: str = "x.jsonl", more: dict[str, str] | None = None
+) -> Any:
+    data = {"purpose": "fine-tune", **(more or {})}
+    return stand.client.post("/v1/files", files={"file": (name, content)}, data=data)
 
 
 def stored(stand: Stand) -> list[Path]:
@@ -110,8 +111,8 @@ def test_what_is_refused_is_not_stored(
 @pytest.mark.parametrize("seconds", ["3599", "2592001", "1e4", "-3600", "x"])
 def test_files_expire_after_an_hour_to_30_days(refusing: Stand, seconds: str) -> None:
     given = {"expires_after[anchor]": "created_at", "expires_after[seconds]": seconds}
-    answer = post(refusing, **given)
-    assert error(answer) == (400, None)
+    answer = post(refusing, more=given)
+    assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "expires_after.seconds"
 
 
