@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 MOST_REASON = 300
 """Characters of a reason that is a library's."""
 
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Files of which a folder with a tokenizer has one."""
+
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add the file, and the flags for how its rows are read."""
@@ -51,16 +61,16 @@ def load_tokenizer(model: str | None) -> ChatTokenizer:
     Raises:
         Failed: it can't be loaded.
     """
+    from training.base import MODEL_DIR
+
+    source = Path(model or MODEL_DIR)
+    if source.is_dir() and not any((source / name).is_file() for name in _TOKENIZERS):
+        raise Failed(f"--model: {model} holds no tokenizer")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
 
-    from training.base import MODEL_DIR
-
-    source = model or str(MODEL_DIR)
     try:
-        tokenizer: ChatTokenizer = AutoTokenizer.from_pretrained(
-            source, local_files_only=Path(source).is_dir()
-        )
+        tokenizer: ChatTokenizer = AutoTokenizer.from_pretrained(model or MODEL_DIR)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise Failed(f"--model: no tokenizer could be loaded from {model}: {reason[:MOST_REASON]}") from None

@@ -80,11 +80,8 @@ def test_lengths_and_tasks_can_be_named(multilora: Run, tmp_path: Path) -> None:
     [
         (["nothing.jsonl"], 1, "multilora: nothing.jsonl: No such file or directory\n"),
         (["."], 1, "multilora: .: Is a directory\n"),
-        (
-            ["d.jsonl", "--model", "nowhere/at-all"],
-            1,
-            "multilora: --model: no tokenizer could be loaded from",
-        ),
+        (["d.jsonl", "--model", "."], 1, "multilora: --model: . holds no tokenizer\n"),
+        (["d.jsonl", "--model", "bad"], 1, "multilora: --model: no tokenizer could be loaded from bad: "),
         (["d.jsonl", "--max-length", "1"], 2, "--max-length: takes a whole number from 2, not '1'"),
         (["d.jsonl", "--format", "csv"], 2, "invalid choice: 'csv'"),
         (["d.jsonl", "--validation", "gone"], 1, "multilora: gone: No such file or directory\n"),
@@ -95,6 +92,9 @@ def test_what_can_not_be_done_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "d.jsonl", {"text": "a"})
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "bad" / "tokenizer.json").write_text("{")
     ran = multilora("train", "check", *words)
     assert (ran.code, ran.out) == (code, "")
     assert says in ran.err
