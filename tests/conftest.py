@@ -22,6 +22,8 @@ LONGEST = (
     "promises/test_mutated_files.py",
     "promises/test_openapi.py",
     "promises/test_bounds_come_before_memory.py",
+    "promises/test_training_survives.py",
+    "end_to_end/test_fine_tuning.py",
     "promises/test_what_was_said_survives.py",
     "promises/test_registry_machine.py",
     "promises/test_replicas.py",

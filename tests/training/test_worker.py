@@ -82,6 +82,23 @@ def test_several_train_together_and_one_fails_alone(data: Path, tmp_path: Path) 
     assert error["fault"] == "server"
 
 
+def test_the_gate_is_asked_and_a_result_that_is_no_better_does_not_pass(data: Path, tmp_path: Path) -> None:
+    spec = replace(SPEC, steps=1, learning_rate=1e-9)
+    poor = run([JobWork("a", tmp_path / "poor", data, spec, gate=GateWork())])
+    assert kinds(poor)[-2:] == ["gate", "complete"]
+    gate = poor[-2]
+    assert (gate["passed"], gate["held_out"]) == (False, False)
+    assert gate["reason"]
+    assert set(gate["scores"]) == {"base", "adapter"}
+
+    better = JobWork(
+        "a", tmp_path / "better", data, replace(SPEC, steps=12), data, gate=GateWork(tmp_path / "poor")
+    )
+    gate = run([better])[-2]
+    assert (gate["passed"], gate["held_out"]) == (True, True)
+    assert gate["scores"]["adapter"]["validation_loss"] < gate["scores"]["current"]["validation_loss"]
+
+
 def test_data_is_checked(data: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\nno json\n')
