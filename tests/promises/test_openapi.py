@@ -67,7 +67,20 @@ def stocked(stand: Stand) -> Stand:
     for alpha in (1, 2):
         assert stand.upload("shop", alpha).status_code in (200, 201)
     assert stand.client.put("/v1/tenants/acme", json={}).status_code == 200
+    file, job = train(stand)
+    KNOWN.update(file_id=[file], job_id=[job], after=[file, job])
     return stand
+
+
+def train(stand: Stand) -> tuple[str, str]:
+    """The ids of a file and of a job."""
+    jobs = stand.client.get("/v1/fine_tuning/jobs", params={"limit": 1}).json()["data"]
+    if jobs and jobs[0]["status"] != "cancelled":
+        return jobs[0]["training_file"], jobs[0]["id"]
+    data: dict[str, Any] = {"file": ("x.jsonl", b"{}\n"), "purpose": (None, "fine-tune")}
+    file = stand.client.post("/v1/files", files=data).json()["id"]
+    job = stand.client.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": file}).json()
+    return file, job["id"]
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +148,8 @@ def test_every_answer_is_a_documented_one(route: str, stocked: Stand, document: 
             case.body = {name: value for name, value in case.body.items() if name in kept}
             if "model" in model.model_fields:
                 case.body["model"] = data.draw(st.sampled_from(KNOWN["model"]))
+            if "training_file" in model.model_fields:
+                case.body["training_file"] = data.draw(st.sampled_from(KNOWN["file_id"]))
         answer = case.call_and_validate(checks=CHECKS, headers={"authorization": f"Bearer {KEY}"})
         assert answer.status_code not in (401, 405)
 

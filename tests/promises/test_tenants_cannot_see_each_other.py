@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters.registry.records import LOCAL
+from adapters.registry.records import LOCAL, Caller
 from server.access.rules import RULES
 from tests.server.api.fakes import BASE as FAKE
 from tests.server.api.stand import config, weights
@@ -22,12 +22,14 @@ HIDDEN, NEVER = "legal", "never"
 
 @dataclass
 class World:
-    """Two tenants, of which `acme` has adapters, aliases, keys and a past."""
+    """Two tenants, of which `acme` has adapters, aliases, keys, a training file, a job and a past."""
 
     server: Server
     acme: Client
     other: Client
     operator: Client
+    file: str
+    job: str
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for name, whom in (("given", "other"), ("public", "*")):
             assert acme.publish(name, 3).status_code == 201
             assert acme.put(f"/v1/adapters/{name}/shares/{whom}").status_code == 200
-        world = World(server, acme, other, operator)
+        data: dict[str, Any] = {"file": ("x.jsonl", b"{}\n"), "purpose": (None, "fine-tune")}
+        file = acme.post("/v1/files", files=data).json()["id"]
+        asked = {"model": MODEL, "training_file": file}
+        job = acme.post("/v1/fine_tuning/jobs", json=asked).json()["id"]
+        world = World(server, acme, other, operator, file, job)
         before = state(world)
         yield world
         assert state(world) == before, "another tenant changed something"
@@ -121,6 +127,19 @@ CALLS: list[Call] = [
     ("POST", "/v1/unload_lora_adapter", {"json": {"lora_name": "NAME"}}),
     ("POST", "/unload_lora_adapter", {"json": {"lora_name": "NAME"}}),
     ("DELETE", "/adapters/NAME", {}),
+    ("GET", "/v1/files", {"params": {"after": "FILE"}}),
+    ("GET", "/v1/files/FILE", {}),
+    ("GET", "/v1/files/FILE/content", {}),
+    ("DELETE", "/v1/files/FILE", {}),
+    ("POST", "/v1/fine_tuning/jobs", {"json": {"model": "NAME", "training_file": "FILE"}}),
+    ("POST", "/v1/fine_tuning/jobs", {"json": {"model": MODEL, "training_file": "FILE"}}),
+    ("GET", "/v1/fine_tuning/jobs", {"params": {"after": "JOB"}}),
+    ("GET", "/v1/fine_tuning/jobs/JOB", {}),
+    ("GET", "/v1/fine_tuning/jobs/JOB/events", {}),
+    ("GET", "/v1/fine_tuning/jobs/JOB/checkpoints", {}),
+    ("POST", "/v1/fine_tuning/jobs/JOB/cancel", {}),
+    ("POST", "/v1/fine_tuning/jobs/JOB/pause", {}),
+    ("POST", "/v1/fine_tuning/jobs/JOB/resume", {}),
     ("GET", "/v1/audit", {"params": {"subject": "NAME"}}),
     ("GET", "/v1/keys", {"params": {"tenant": "TENANT"}}),
     ("GET", "/v1/keys", {"params": {"after": "KEY"}}),
@@ -135,6 +154,8 @@ NAMELESS = {
     "GET /v1/models",
     "GET /v1/status",
     "POST /load_lora_adapter_from_tensors",
+    "POST /v1/files",
+    "GET /v1/fine_tuning/model_limits",
 }
 """Routes that take no name."""
 OPERATORS = {route for route, rule in RULES.items() if rule == "operator"}
@@ -196,7 +217,9 @@ def test_what_is_hidden_answers_as_what_never_was(call: Call, world: World) -> N
     method, path, sent = call
     for form in ("acme/{}", "acme/{}@prod"):
         hidden = {"NAME": form.format(HIDDEN), "TENANT": "acme", "KEY": key_of_acme(world)}
+        hidden |= {"FILE": world.file, "JOB": world.job}
         never = {"NAME": form.format(NEVER), "TENANT": "nine", "KEY": "key-000000000000"}
+        never |= {"FILE": f"file-{'0' * 24}", "JOB": f"ftjob-{'0' * 24}"}
         got, expected = answer(world.other, call, hidden), answer(world.other, call, never)
         assert got == expected, form
         if method == "GET" and path in LISTS:
@@ -226,7 +249,11 @@ def state(world: World) -> str:
     names = (f"acme/{HIDDEN}", "acme/given", "acme/public")
     aliases = [registry.aliases(name, LOCAL) for name in names]
     shares = [registry.shares(name, LOCAL) for name in names]
-    return f"{versions} {aliases} {shares} {registry.keys.list('acme')}"
+    training = world.server.context.training
+    assert training is not None
+    acme = Caller("acme")
+    jobs = [training.files.list(acme), training.jobs.list(acme), training.jobs.events(acme, world.job)]
+    return f"{versions} {aliases} {shares} {registry.keys.list('acme')} {jobs}"
 
 
 def test_lists_show_ones_own_and_what_is_shared(world: World) -> None:
@@ -239,12 +266,15 @@ def test_lists_show_ones_own_and_what_is_shared(world: World) -> None:
             "/v1/status",
             "/v1/audit",
             "/v1/keys",
+            "/v1/files",
+            "/v1/fine_tuning/jobs",
         )
     }
     for path, got in seen.items():
         assert got.status_code == 200, path
         assert HIDDEN not in got.text, path
-        assert key_of_acme(world) not in got.text, path
+        for mine in (key_of_acme(world), world.file, world.job):
+            assert mine not in got.text, path
         for digest in hidden_digests(world):
             assert digest[:12] not in got.text, path
     names = [card["id"] for card in seen["/v1/models"].json()["data"]]
