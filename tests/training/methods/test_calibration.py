@@ -1,4 +1,4 @@
-"""EVA begins with the main directions of the inputs, as another algorithm finds them; batches that lack them."""
+"""EVA begins with the main directions of the inputs, as another algorithm finds them."""
 
 from __future__ import annotations
 

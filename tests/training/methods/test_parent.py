@@ -41,7 +41,11 @@ def base(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def plain(base: Path, folder: Path) -> Trained:
     """A LoRA with biases and a whole module."""
-    options = {"bias": "lora_only", "modules_to_save": ("lm_head",), "rank_pattern": {"v_proj": 2}}
+    options: dict[str, Any] = {
+        "bias": "lora_only",
+        "modules_to_save": ("lm_head",),
+        "rank_pattern": {"v_proj": 2},
+    }
     return train(base, folder / "plain", spec_for(target_modules=TARGETS, **options))
 
 
@@ -98,7 +102,11 @@ def test_another_shape_is_refused(base: Path, plain: Trained, lora: dict[str, An
 
 
 def test_what_it_has_may_be_said(base: Path, plain: Trained) -> None:
-    options = {"bias": "lora_only", "modules_to_save": ("lm_head",), "rank_pattern": {"v_proj": 2}}
+    options: dict[str, Any] = {
+        "bias": "lora_only",
+        "modules_to_save": ("lm_head",),
+        "rank_pattern": {"v_proj": 2},
+    }
     begin(base, spec_for(rank=4, alpha=8.0, target_modules=TARGETS, **options), plain.folder)
 
 
