@@ -18,6 +18,7 @@ from bench.floor import measure_floor
 from bench.gpu import measure_gpu
 from bench.heartbeat import measure_heartbeat
 from bench.hot_swap import measure_hot_swap
+from bench.joint import measure_joint
 from bench.long_prompt import measure_long_prompt
 from bench.lora_forms import measure_forms
 from bench.reports import read_reports, write_report
@@ -27,6 +28,7 @@ from bench.shapes import SHAPES
 from bench.startup import measure_startup
 from bench.table import results_page
 from bench.throughput import measure_merged, measure_single, measure_throughput
+from bench.training_beside import measure_training_beside
 from bench.zipf import measure_zipf
 
 MEASURES: dict[str, Callable[[Bench], Rounds]] = {
@@ -41,8 +43,13 @@ MEASURES: dict[str, Callable[[Bench], Rounds]] = {
     "adapter-load": measure_adapter_load,
     "startup": measure_startup,
     "hot-swap": measure_hot_swap,
+    "joint": measure_joint,
 }
-ASIDE: dict[str, Callable[[Bench], Rounds]] = {"lora-forms": measure_forms, "gpu": measure_gpu}
+ASIDE: dict[str, Callable[[Bench], Rounds]] = {
+    "lora-forms": measure_forms,
+    "gpu": measure_gpu,
+    "training-beside": measure_training_beside,
+}
 """Measured when named only."""
 PAGE, CHART = "RESULTS.md", "throughput.svg"
 _QUICK_TOKENS = 4

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.dora import DORA, LORA
 from bench.floor import case_name
 from bench.gpu import BATCHES
+from bench.joint import LOOP, PROCESSES, SHIPPED, TOGETHER, TRAINER
 from bench.load import median
 from bench.reports import Cases, Reports
 from bench.rounds import ratios, values
@@ -197,7 +198,30 @@ def targets() -> list[Target]:
     )
     add("start to ready, base", "startup", _figure("base", "ready"), {}, unit=" s")
     add("start to ready, 8 adapters", "startup", _figure("8 adapters", "ready"), {}, unit=" s")
-    return rows + _gpu_targets()
+    return rows + _joint_targets() + _gpu_targets()
+
+
+def _joint_targets() -> list[Target]:
+    """What training together gains: the others' time and memory over its own."""
+    others = (
+        ("one after another by transformers' Trainer", TRAINER, "wall", "time"),
+        ("one after another in the same loop", LOOP, "wall", "time"),
+        ("a process each, at once", PROCESSES, "wall", "time"),
+        ("a process each, at once", PROCESSES, "peak", "memory"),
+    )
+    return [
+        Target(
+            f"training 8 adapters together{where} against {text}: {what}",
+            "joint",
+            "135m",
+            lambda cases, prefix=prefix, other=other, figure=figure: ratios(  # type: ignore[misc]
+                cases, f"{prefix}{other}", f"{prefix}{TOGETHER}", figure
+            ),
+            None,
+        )
+        for prefix, where in (("", ""), (SHIPPED, " on the shipped base"))
+        for text, other, figure, what in others
+    ]
 
 
 def _gpu_targets() -> list[Target]:
