@@ -58,7 +58,7 @@ def by_peft(folder: Path) -> tuple[str, list[float]]:
         model = PeftModel.from_pretrained(base, folder).eval()
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     before = ids.shape[1]
-    found = []
+    found: list[float] = []
     with torch.no_grad():
         while len(found) < 8:
             scores = model(input_ids=ids).logits[0, -1].log_softmax(-1)
