@@ -13,6 +13,7 @@ from bench.load import median
 from bench.reports import Cases, Reports
 from bench.rounds import ratios, values
 from bench.throughput import BESIDE_VLLM, VLLM_BASE, VLLM_MIXED
+from bench.training_beside import ALONE, BESIDE, UNBOUNDED
 
 RATE = "tokens_per_second"
 SHAPES = ("135m", "0.5b")
@@ -196,6 +197,17 @@ def targets() -> list[Target]:
         lambda cases: ratios(cases, "while publishing", "quiet", "worst"),
         {},
     )
+    for job in (BESIDE, UNBOUNDED):
+        for text, figure in (
+            ("first token", "first_token_p99"),
+            ("gap between tokens", "between_tokens_p99"),
+        ):
+            add(
+                f"{text}, 99%, beside {job} that trains against without",
+                "training-beside",
+                lambda cases, job=job, figure=figure: ratios(cases, job, ALONE, figure),  # type: ignore[misc]
+                {},
+            )
     add("start to ready, base", "startup", _figure("base", "ready"), {}, unit=" s")
     add("start to ready, 8 adapters", "startup", _figure("8 adapters", "ready"), {}, unit=" s")
     return rows + _joint_targets() + _gpu_targets()
