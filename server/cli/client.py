@@ -108,14 +108,22 @@ class Client:
             after = page["last_id"]
 
     def upload(
-        self, path: str, parts: Json, files: Sequence[tuple[str, Readable]], **params: Param
+        self,
+        path: str,
+        parts: Json,
+        files: Sequence[tuple[str, Readable]],
+        filename: str | None = None,
+        **params: Param,
     ) -> tuple[int, Json]:
         """POST parts of text and files, which are sent piece by piece as they are read.
+
+        Args:
+            filename: what the server is told of the files' names; None: the names of the parts.
 
         Returns:
             The status, which tells how it went, and the JSON object.
         """
-        named = [(name, (name, file, "application/octet-stream")) for name, file in files]
+        named = [(name, (filename or name, file, "application/octet-stream")) for name, file in files]
         with self._sent("POST", path, params, data=parts, files=named, seconds=WORK_SECONDS) as answer:
             return answer.status_code, self._object(answer)
 

@@ -26,7 +26,7 @@ MEANINGS = {
     Exit.USAGE: "wrong command line",
     Exit.UNREACHABLE: "the server can't be reached, or the connection broke",
     Exit.NOT_ALLOWED: "not allowed: the key is missing, wrong or lacks a scope, or a quota is used up",
-    Exit.NOT_FOUND: "no such adapter, version, alias, tenant or key",
+    Exit.NOT_FOUND: "no such adapter, version, alias, tenant, key, file or job",
     Exit.CONFLICT: "contradicts what is stored, such as a revision that has changed since",
     Exit.TRY_LATER: "the server is busy, over a rate or stopping: try again later",
     Exit.INTERRUPTED: "interrupted with Ctrl-C",

@@ -22,6 +22,8 @@ VERBS = {
     "merge": ("merge", "write a base with one adapter merged as a plain model folder"),
     "combine": ("combine", "combine LoRA adapters into one, as PEFT's add_weighted_adapter does"),
     "train": ("train", "train adapters: check the data, plan, run"),
+    "files": ("training_files", "store files to train on, list, read and delete them"),
+    "jobs": ("jobs", "have adapters trained on the server: create, watch, pause, cancel"),
     "ls": ("listing", "list the adapters that can be asked"),
     "show": ("showing", "show all that is known of one adapter version"),
     "push": ("push", "publish an adapter from a folder or the hub"),

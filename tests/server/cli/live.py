@@ -19,6 +19,7 @@ from adapters.limits import AdapterLimits
 from adapters.registry.records import Scope
 from adapters.registry.registry import Registry
 from server.api.app import create_app
+from server.jobs.service import Service, open_service
 from tests.server.api.fakes import make_context
 
 LINEAR = "model.layers.0.self_attn.q_proj"
@@ -33,6 +34,7 @@ class Live:
     registry: Registry
     operator: str
     folder: Path
+    training: Service | None
 
     def key(self, *scopes: Scope, tenant: str = "default") -> str:
         """The secret of a new key."""
@@ -57,6 +59,7 @@ def living(folder: Path) -> Iterator[Live]:
     context = make_context(folder / "data")
     with Registry(folder / "data", BASE, AdapterLimits()) as registry:
         context.base, context.registry = BASE, registry
+        context.training = open_service(context.settings, registry, BASE.digest)
         operator = registry.keys.create("default", "first", ("operator",))[1]
         server = uvicorn.Server(uvicorn.Config(create_app(context), port=0, log_level="error"))
         thread = Thread(target=server.run)
@@ -66,7 +69,7 @@ def living(folder: Path) -> Iterator[Live]:
             sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         try:
-            yield Live(f"http://127.0.0.1:{port}", registry, operator, folder)
+            yield Live(f"http://127.0.0.1:{port}", registry, operator, folder, context.training)
         finally:
             server.should_exit = True
             thread.join()
