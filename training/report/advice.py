@@ -144,7 +144,7 @@ def clipped(curves: Curves, spec: TrainSpec) -> str | None:
 def leak(curves: Curves, spec: TrainSpec) -> str | None:
     """Validation rows are far easier than training rows from the start."""
     looks = curves.evaluated[:LEAK_LOOKS]
-    if len(looks) < LEAK_LOOKS:
+    if len(looks) < LEAK_LOOKS or len(curves.progress) < FEW_STEPS:
         return None
     pairs = []
     for look in looks:
@@ -164,7 +164,7 @@ def leak(curves: Curves, spec: TrainSpec) -> str | None:
 def overfitting(curves: Curves, spec: TrainSpec) -> str | None:
     """The validation loss rises, evaluation after evaluation, while the training loss falls."""
     best, looks = curves.best, curves.evaluated
-    if best is None:
+    if best is None or len(curves.progress) < FEW_STEPS:
         return None
     since = [each for each in looks if each.step > best.step]
     if len(since) < OVERFIT_LOOKS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,18 @@ _PIPELINES = {
 }
 _MOST_CHARS = 1000
 """Of a sample's prompt or answer."""
+_LONGEST_NAME = 63
+_LEFT_OPEN = {
+    "modules_to_save": "none",
+    "layers": "all",
+    "rank_pattern": "none",
+    "alpha_pattern": "none",
+    "steps": "by epochs",
+    "evaluate_every": "ten times a run",
+    "save_every": "with each evaluation",
+    "patience": "none: no early end",
+}
+"""What a setting without a value means."""
 
 _CARD = """---
 {front}
@@ -62,7 +75,7 @@ With PEFT:
 On a Multilora server that serves `{base}`:
 
 ```bash
-multilora push {name} path/to/{name}
+{command}
 ```
 """
 
@@ -70,9 +83,11 @@ multilora push {name} path/to/{name}
 def write_card(folder: Path, origin: Origin, curves: Curves) -> None:
     """Write `README.md` beside the adapter's files, with PEFT's front matter for the hub."""
     spec, found = origin.spec, evaluation(origin, curves)
+    name = folder.resolve().name
     text = _CARD.format(
         front=_front(origin),
-        name=folder.resolve().name,
+        name=name,
+        command=f"multilora push {_publishable(name)} {shlex.quote(f'path/to/{name}')}",
         kind=_kind(spec),
         base=origin.base,
         summary=_table(_summary(origin, curves)),
@@ -83,6 +98,12 @@ def write_card(folder: Path, origin: Origin, curves: Curves) -> None:
         snippet=loading(folder, origin, found),
     )
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def _publishable(name: str) -> str:
+    """A name that the registry takes."""
+    found = re.sub("[^a-z0-9._-]+", "-", name.lower()).strip("._-")[:_LONGEST_NAME]
+    return found or "my-adapter"
 
 
 def _front(origin: Origin) -> str:
@@ -173,8 +194,8 @@ def _how(origin: Origin, curves: Curves) -> str:
     begun = f" It went on from `{origin.parent}`." if origin.parent else ""
     of_base = "kept in NF4" if spec.lora.method == "qlora" else f"in {spec.precision}"
     return (
-        f"The base was frozen and {of_base}; the loss counted answers alone. Each step took "
-        f"{spec.effective_batch} rows.{begun}{ended} The same settings, data and base give the same adapter."
+        f"The base was frozen and {of_base}. Each step took {spec.effective_batch} rows.{begun}{ended} "
+        "The same settings, data and base give the same adapter."
     )
 
 
@@ -182,17 +203,20 @@ def _settings(spec: TrainSpec) -> dict[str, str]:
     flat: dict[str, object] = spec_to_json(spec)
     lora = flat.pop("lora")
     assert isinstance(lora, dict)
-    return {name: _value(value) for name, value in (lora | flat).items()}
+    if spec.objective != "dpo":
+        del flat["beta"]
+    return {name: _value(value) or _LEFT_OPEN[name] for name, value in (lora | flat).items()}
 
 
 def _value(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {each}" for name, each in value.items()) or "none"
-    if isinstance(value, tuple | list):
-        return ", ".join(map(str, value)) or "none"
+    """Empty for what was left open."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "automatic" if value is None else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {each}" for name, each in value.items())
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def _table(rows: Mapping[str, str]) -> str:

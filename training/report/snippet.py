@@ -41,7 +41,7 @@ def loading(folder: Path, origin: Origin, found: Evaluated | None) -> str:
         "",
         "tokenizer = AutoTokenizer.from_pretrained(base)",
         f"model = {name}.from_pretrained(base, {', '.join(options)})",
-        f'model = PeftModel.from_pretrained(model, "path/to/{folder.resolve().name}").eval()',
+        f"model = PeftModel.from_pretrained(model, {json.dumps(f'path/to/{folder.resolve().name}')}).eval()",
     ]
     if spec.task in _GENERATIVE:
         prompt = found.samples[0].prompt if found is not None and found.samples else "Hello"

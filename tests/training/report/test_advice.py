@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -146,8 +148,16 @@ def test_a_resumed_run_is_advised_once() -> None:
 def test_little_is_no_ground_for_advice() -> None:
     assert advise([], SPEC) is None
     assert advise([started(300)], SPEC) is None
+    for training, validation in BAD.values():
+        assert kinds(run(training, validation, steps=18, every=1)) == []
     few = [
         event for event in run(lambda s: 2.0, steps=300) if not isinstance(event, Progress) or event.step < 15
     ]
     assert advise([event for event in few if not isinstance(event, Finished)], SPEC) is None
+
+
+def test_every_kind_has_its_curves_here_and_its_row_in_the_docs() -> None:
     assert set(RULES) == {*BAD, "clipped", "nothing_trained"}
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    section = page.partition("\n## Advice\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(RULES)

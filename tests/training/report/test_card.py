@@ -6,11 +6,13 @@ import contextlib
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
+from adapters.registry.names import check_new_name
 from server.cli.main import build_parser
 from tests.training.report.synthetic import evaluated, healthy, run
 from training.base import ADAPTERS_DIR, BASE_NAME
@@ -91,7 +93,28 @@ def test_its_python_loads_the_adapter_and_its_command_is_one(tmp_path: Path) -> 
     assert said.getvalue() == "do: river\nRIVER!!!\n"
     command = re.search(r"```bash\nmultilora (.*)\n```", text)
     assert command is not None
-    build_parser().parse_args(command[1].split())
+    build_parser().parse_args(shlex.split(command[1]))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("My Run (2)", "my-run-2"), ("ß", "my-adapter"), ("a" * 90, "a" * 63)]
+)
+def test_any_folder_has_a_name_to_publish(tmp_path: Path, folder: str, name: str) -> None:
+    text = card_of(tmp_path / folder, Origin(TrainSpec(), BASE_NAME), Curves(run(healthy, steps=3)))
+    command = re.search(r"```bash\nmultilora (.*)\n```", text)
+    assert command is not None
+    assert shlex.split(command[1]) == ["push", name, f"path/to/{folder}"]
+    check_new_name(name, "base")
+
+
+def test_what_was_left_open_is_said_in_words(tmp_path: Path) -> None:
+    text = card_of(tmp_path, Origin(TrainSpec(), "base"), Curves(run(healthy, steps=3)))
+    for row in ("| steps | by epochs |", "| patience | none: no early end |", "| layers | all |"):
+        assert row in text
+    assert "beta" not in text
+    assert "| beta | 0.1 |" in card_of(
+        tmp_path, Origin(TrainSpec(objective="dpo"), "base"), Curves(run(healthy, steps=3))
+    )
 
 
 def test_a_quantised_base_is_loaded_as_it_was(tmp_path: Path) -> None:
