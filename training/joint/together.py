@@ -121,7 +121,7 @@ class Together:
                     self._members[each.part.job].add(float(each.loss.detach()), each.correct)
                     good.append(each)
             if good:
-                torch.stack([each.loss for each in good]).sum().backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(torch.stack([each.loss for each in good]).sum())
         return good
 
     def _make_room(self, parts: Sequence[Part], error: TrainingError) -> None:

@@ -32,7 +32,7 @@ def test_what_trains_together(spec: TrainSpec) -> None:
         *(
             (TrainSpec(LoraSpec(method=method)), method)
             for method in ("dora", "qlora", "adalora", "pissa", "eva")
-        ),  # type: ignore[arg-type]
+        ),
         (TrainSpec(task="SEQ_CLS"), "SEQ_CLS"),
         (TrainSpec(objective="dpo"), "dpo"),
         (TrainSpec(LoraSpec(bias="all")), "bias all"),

@@ -103,26 +103,26 @@ def test_loss_and_gradients_are_those_of_each_job_alone(case: str) -> None:
     models, parts = [], []
     for number, config in enumerate(ADAPTERS[case]):
         model, adapter = with_peft(base, number, **config)
-        found = rows(2 + number % 2, 7 + 3 * number, seed=number)
+        own = rows(2 + number % 2, 7 + 3 * number, seed=number)
         models.append(model)
-        parts.append(Part(str(number), adapter, found, labels_of(found) + number))
+        parts.append(Part(str(number), adapter, own, labels_of(own) + number))
     batch = TrainableBatch()
     for each in parts:
         batch.attach(base, list(each.adapter.deltas))
 
     with batch.passing(*shares_of(parts)):
         done = run_pass(base, parts, lambda shares, width: nullcontext())
-    torch.stack([each.loss for each in done]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(torch.stack([found.loss for found in done]).sum())
 
-    for model, each in zip(models, done, strict=True):
-        expected, correct = alone(model, each.part)
-        torch.testing.assert_close(each.loss, expected, rtol=1e-12, atol=1e-12)
-        assert each.correct == correct
-        expected.backward()
-        for name, delta in each.part.adapter.deltas.items():
+    for model, found in zip(models, done, strict=True):
+        expected, correct = alone(model, found.part)
+        torch.testing.assert_close(found.loss, expected, rtol=1e-12, atol=1e-12)
+        assert found.correct == correct
+        torch.autograd.backward(expected)
+        for name, delta in found.part.adapter.deltas.items():
             layer = model.base_model.model.get_submodule(name)
-            for own, peft in ((delta.a, layer.lora_A), (delta.b, layer.lora_B)):
-                torch.testing.assert_close(own.grad, peft["default"].weight.grad, rtol=1e-10, atol=1e-13)
+            for ours, peft in ((delta.a, layer.lora_A), (delta.b, layer.lora_B)):
+                torch.testing.assert_close(ours.grad, peft["default"].weight.grad, rtol=1e-10, atol=1e-13)
 
 
 def alone(model: Any, part: Part) -> tuple[torch.Tensor, int]:

@@ -16,8 +16,9 @@ from training.events import Event, Finished, Progress, Saved
 from training.folder import RunFolder
 from training.joint import JointJob, train_together
 from training.joint import together as module
+from training.joint.passes import run_pass
+from training.report.curves import read_events
 from training.run import RunResult, TrainingData, TrainingError, course, train
-from training.run.journal import read_events
 from training.spec import LoraSpec, TrainSpec
 
 SPECS = {
@@ -100,12 +101,13 @@ def test_each_job_is_as_it_is_alone(base: Path, alone: dict[str, RunResult], tmp
             assert own.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-4)
             assert (own.learning_rate, own.token_accuracy) == (theirs.learning_rate, theirs.token_accuracy)
             assert own.trained_tokens == theirs.trained_tokens
-    ours, theirs = done["plain"], alone["plain"]
-    assert isinstance(ours, RunResult)
-    assert ours.evaluation is not None
-    assert theirs.evaluation is not None
-    assert ours.evaluation.loss == pytest.approx(theirs.evaluation.loss, rel=1e-5)
-    assert ours.evaluation.samples == theirs.evaluation.samples
+    plain = done["plain"]
+    assert isinstance(plain, RunResult)
+    looked, expected_look = plain.evaluation, alone["plain"].evaluation
+    assert looked is not None
+    assert expected_look is not None
+    assert looked.loss == pytest.approx(expected_look.loss, rel=1e-5)
+    assert looked.samples == expected_look.samples
 
 
 def files(folder: Path) -> list[str]:
@@ -158,7 +160,7 @@ def test_a_job_that_diverges_ends_alone(base: Path, alone: dict[str, RunResult],
 def test_a_number_that_is_none_reaches_no_neighbour(
     base: Path, alone: dict[str, RunResult], tmp_path: Path, number: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_pass, count = module.run_pass, 0
+    count = 0
 
     def planted(model: Any, parts: Any, chance: Any) -> Any:
         nonlocal count
@@ -240,7 +242,7 @@ def test_whoever_listens_badly_ends_one_job_alone(
 def test_memory_that_runs_out_makes_passes_smaller(
     base: Path, alone: dict[str, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_pass, sizes = module.run_pass, []
+    sizes: list[int] = []
 
     def small(model: Any, parts: Any, chance: Any) -> Any:
         sizes.append(len(parts))
