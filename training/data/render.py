@@ -45,6 +45,7 @@ def render(example: ChatExample, tokenizer: ChatTokenizer) -> list[Rendered]:
     specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     try:
         template = str(tokenizer.get_chat_template(tools=tools))
+        _check_tools(example, template)
         chat = conversation(example.messages, template)
         if _MARK.search(template):
             return [_by_marks(example, chat, tools, template, specials, tokenizer)]
@@ -53,6 +54,14 @@ def render(example: ChatExample, tokenizer: ChatTokenizer) -> list[Rendered]:
         raise
     except Exception as error:  # a template is a program of someone else's
         raise one("template_refused", f"the base's chat template refused it: {error}") from None
+
+
+def _check_tools(example: ChatExample, template: str) -> None:
+    """Whether the template knows tools, if there are any: else an empty answer would be learned."""
+    called = any(message.tool_calls for message in example.messages)
+    if (called and "tool_calls" not in template) or (example.tools and "tools" not in template):
+        reason = "the base's chat template knows no tools: it would leave the tools and their calls out"
+        raise one("template_without_tools", reason)
 
 
 def conversation(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:

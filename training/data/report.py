@@ -8,7 +8,7 @@ from typing import Any
 from training.data.examples import FormatName
 from training.data.findings import Finding
 from training.data.statistics import Statistics
-from training.spec import TaskName
+from training.spec import Objective, TaskName
 
 IN_SUMMARY = 3
 
@@ -38,6 +38,11 @@ class DataReport:
         """Whether there is no error."""
         return not self.errors
 
+    @property
+    def objective(self) -> Objective:
+        """What the rows can be trained with."""
+        return "dpo" if self.format in ("preference_openai", "preference_trl") else "supervised"
+
     def summary(self) -> str:
         """The first errors on one line; "" where there is none."""
         shown = [
@@ -56,6 +61,7 @@ class DataReport:
             "file": self.file,
             "format": self.format,
             "task": self.task,
+            "objective": self.objective,
             "ok": self.ok,
             "errors": [finding.to_json() for finding in self.errors],
             "warnings": [finding.to_json() for finding in self.warnings],

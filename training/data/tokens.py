@@ -20,7 +20,7 @@ class Tokens:
     @property
     def trained(self) -> int:
         """How many labels the loss counts."""
-        return sum(label != IGNORE for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORE)
 
 
 class ChatTokenizer(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from server.cli.exits import Failed
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from training.data.report import DataReport
     from training.data.statistics import Distribution, Statistics
 
+WIDTH = 100
+"""Of a line of advice."""
 MOST_LABELS = 20
 """Labels that are shown; `--json` has all."""
 _COLUMNS = ("total", "mean", "median", "p5", "p95", "max")
@@ -60,7 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def as_text(report: DataReport) -> str:
     """The report for people."""
-    kind = "no format recognised" if report.format is None else f"{report.format} rows for {report.task}"
+    kind = "no format recognised"
+    if report.format is not None:
+        dpo = " with the objective dpo" * (report.objective == "dpo")
+        kind = f"{report.format} rows for {report.task}{dpo}"
     blocks = [f"{clean(report.file)}: {kind}"]
     blocks += _findings("errors", report.errors)
     blocks += _findings("warnings", report.warnings)
@@ -68,7 +74,10 @@ def as_text(report: DataReport) -> str:
     if report.validation is not None:
         blocks += _statistics("validation", report.validation)
     if report.ok and report.advice:
-        blocks.append("\n".join(["advice", *(f"  {clean(line)}" for line in report.advice)]))
+        wrapped = (
+            fill(clean(line), WIDTH, initial_indent="- ", subsequent_indent="  ") for line in report.advice
+        )
+        blocks.append("\n".join(["advice", *wrapped]))
     return "\n\n".join(blocks)
 
 
@@ -94,7 +103,7 @@ def _statistics(title: str, found: Statistics) -> Iterator[str]:
     if not found.rows:
         return
     rows = [
-        (f"{clean(title)}: {found.rows} rows", *_COLUMNS),
+        (f"{clean(title)}: {found.rows} row{'s' * (found.rows != 1)}", *_COLUMNS),
         *_figures("messages", found.messages),
         *_figures("tokens", found.tokens),
         *_figures("trained tokens", found.trained_tokens),

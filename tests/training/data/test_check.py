@@ -216,6 +216,7 @@ def test_labels_of_tokens(tmp_path: Path) -> None:
 def test_each_format_has_its_task(tmp_path: Path, row: Any, task: str) -> None:
     report = checked(tmp_path, [row])
     assert (report.ok, report.task) == (True, task)
+    assert report.objective == ("dpo" if "chosen" in row else "supervised")
 
 
 def test_rows_of_another_task(tmp_path: Path) -> None:

@@ -158,6 +158,15 @@ def test_tools_and_calls_reach_the_template() -> None:
     assert '"name": "sun", "parameters"' in prompt
 
 
+@pytest.mark.parametrize("tools", [True, False])
+def test_tools_that_a_template_does_not_know_are_not_left_out(tools: bool) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    asked = (Message("user", "a"), Message("assistant", "b" * tools, tool_calls=(call,) * (not tools)))
+    with pytest.raises(RowError, match="knows no tools") as caught:
+        rows(ChatExample(asked, (call,) * tools), of_bytes(CHATML))
+    assert [fault.kind for fault in caught.value.faults] == ["template_without_tools"]
+
+
 def test_the_developer_is_the_system_where_a_template_does_not_know_it() -> None:
     tokenizer = of_bytes(CHATML)
     (row,) = rows(chat(("developer", "d"), ("user", "a"), ("assistant", "b")), tokenizer)
