@@ -36,8 +36,8 @@ def advise(found: Statistics, longest: int, max_length: int | None, validated: b
         return
     bands = ", ".join(f"{low:,} to {high:,} for {billions} billion" for billions, low, high in BANDS)
     yield (
-        f"{rows:,} row{'s' * (rows != 1)}. The seed texts advise, by the base's parameters: {bands}. A narrow "
-        "task on a small base learns from a few hundred."
+        f"{rows:,} row{'s' * (rows != 1)}. The seed texts advise, by the base's parameters: {bands}. A "
+        "narrow task on a small base learns from a few hundred."
     )
     epochs = auto_epochs(rows)
     yield f"OpenAI's rule takes {epochs} epoch{'s' * (epochs != 1)} for them: {rows * epochs:,} rows seen."
