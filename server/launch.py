@@ -288,7 +288,7 @@ async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> Non
     )
     server = _Uvicorn(config)
     base = str(Path(settings.model or MODEL_DIR).expanduser())
-    async with _running(engine), supervised(context, loaded.registry, base) as stop_training:
+    async with _running(engine, loaded.prover), supervised(context, loaded.registry, base) as stop_training:
         beside = [
             asyncio.create_task(_announce(server, settings, context, sock, loaded.startup)),
             asyncio.create_task(_drain(server, settings, context, engine, stop_training)),
@@ -297,17 +297,17 @@ async def _serve(settings: Settings, loaded: Loaded, sock: socket.socket) -> Non
         await server.serve(sockets=[sock])
         for task in beside:
             task.cancel()
-        if loaded.prover is not None:
-            loaded.prover.close()
     loaded.registry.close()
 
 
 @asynccontextmanager
-async def _running(engine: Engine) -> AsyncIterator[None]:
+async def _running(engine: Engine, prover: Prover | None) -> AsyncIterator[None]:
     engine.start()
     try:
         yield
     finally:
+        if prover is not None:
+            prover.close()
         await engine.drain(0)
 
 

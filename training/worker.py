@@ -10,6 +10,7 @@ import fcntl
 import importlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -254,18 +255,23 @@ def read_lines(handle: int) -> Iterator[bytes]:
         yield from lines
 
 
-def _load_libraries(threads: int) -> None:
+def _load_libraries(work: Work) -> None:
     """All that is large, before memory is bounded by what there is by then."""
+    if work.check:
+        importlib.import_module("transformers.models.auto.tokenization_auto")
+        return
     importlib.import_module("training.run")
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(work.threads)
 
 
 def main() -> None:
     """Do the work that standard input names, and end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the server gets them too, and says what is to be done
     source, target = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # what libraries print must not come between the messages
     lines = read_lines(source)
@@ -273,8 +279,7 @@ def main() -> None:
     stand_back(work.nice)
     stops = Stops(lines, gone=lambda: os._exit(1))
     warnings.simplefilter("ignore")
-    if not work.check:
-        _load_libraries(work.threads)
+    _load_libraries(work)
 
     def send(job: str, message: dict[str, Any]) -> None:
         data = memoryview(json.dumps({"job": job, **message}).encode() + b"\n")
@@ -287,5 +292,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with suppress(BrokenPipeError, KeyboardInterrupt):
+    with suppress(BrokenPipeError):
         main()

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import AdapterError, RegistryUnavailable
+from adapters.errors import AdapterNotFound, InvalidAdapter, RegistryUnavailable
 from adapters.registry.records import LOCAL
 from server.jobs.errors import JobError
 from server.jobs.outcomes import Outcomes
@@ -84,7 +84,7 @@ class Group:
                 current = site.publication.current(job)
                 folder = held.enter_context(site.publication.held(current.digest if current else None))
                 gate = GateWork(folder, request.gate_minimum)
-        except (AdapterError, JobError, OSError) as error:
+        except (AdapterNotFound, InvalidAdapter, JobError) as error:
             entry.ended = True
             failure = Failure("not_found", f"what the job needs is not there: {error}", fault="user")
             self._later(entry, partial(self._outcomes.failed, entry, failure))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adapters.blobs.local import WEIGHTS_FILE
 from adapters.registry.records import LOCAL
 from server.jobs.errors import JobError
 from server.jobs.publication import NotPublished, ServerStops, lineage_of
@@ -127,15 +128,15 @@ class Outcomes:
             self._site.jobs.lost(entry.job.id, f"The process that trained it ended: {words}.")
 
     def sweep(self) -> None:
-        """Remove the checkpoints' files of jobs that are over: what was published of them has copies."""
-        for path in self._site.folder.glob("*/run/checkpoints"):
-            run = self._site.run_of(path.parent.parent.name)
+        """Remove the weights of jobs that are over, and all of jobs that there are no more."""
+        for path in self._site.folder.glob("*/"):
             try:
-                over = self._site.jobs.get(LOCAL, run.path.name).status not in UNFINISHED
+                job = self._site.jobs.get(LOCAL, path.name)
             except JobError:
-                over = True
-            if over:
-                shutil.rmtree(run.checkpoints, ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True)
+                continue
+            if job.status not in UNFINISHED:
+                self._tidy(path.name)
 
     def _results(self, entry: Entry) -> list[str]:
         """Ids of the files that a job gives besides its adapter."""
@@ -144,7 +145,13 @@ class Outcomes:
 
     def _ended(self, entry: Entry, outcome: str) -> None:
         self._site.metrics.training_jobs.labels(outcome).inc()
-        shutil.rmtree(self._site.run_of(entry.job.id).checkpoints, ignore_errors=True)
+        self._tidy(entry.job.id)
+
+    def _tidy(self, job_id: str) -> None:
+        """What was published has copies of its own."""
+        run = self._site.run_of(job_id)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        (run.path / WEIGHTS_FILE).unlink(missing_ok=True)
 
 
 def gate_failure(gate: Mapping[str, Any]) -> Failure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from adapters.errors import RegistryUnavailable
@@ -20,6 +21,8 @@ IDLE_SECONDS = 2.0
 
 LINGER_SECONDS = 10.0
 """How long training waits for a check that goes on: what comes out of it may train together."""
+CLOSE_SECONDS = 20.0
+"""For jobs to be saved, and for what is just being published."""
 MOST_CHECKS = 16
 """Jobs whose data one process looks at."""
 
@@ -35,8 +38,8 @@ class Supervisor:
         self._outcomes = Outcomes(site)
         self._alone: set[str] = set()
         """Jobs of groups whose process died: each goes on alone, so that one can't harm the others again."""
-        self._dropped: list[Job] = []
-        """Jobs that were claimed when the supervisor itself failed."""
+        self._dropped: list[tuple[Job, str]] = []
+        """Jobs that were claimed when the supervisor failed, and how; empty: it was no fault of theirs."""
         self._no_check = threading.Event()
         self._no_check.set()
         self._wakes = (threading.Event(), threading.Event())
@@ -66,10 +69,11 @@ class Supervisor:
         self._wake()
 
     def close(self) -> None:
-        """`stop`, and wait until it is done."""
+        """`stop`, and wait until it is done; what takes too long is left as `kill -9` would leave it."""
         self.stop()
+        deadline = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _wake(self) -> None:
         for wake in self._wakes:
@@ -78,17 +82,29 @@ class Supervisor:
     def _work(self, turn: Callable[[], bool], wake: threading.Event) -> None:
         while not self._site.stopping.is_set():
             try:
-                while self._dropped:
-                    self._site.jobs.lost(self._dropped[-1].id, "The server failed with it.")
-                    self._dropped.pop()
+                self._give_back()
                 if turn():
                     continue
+                wake.wait(IDLE_SECONDS)
+                wake.clear()
+                continue
             except RegistryUnavailable as error:
                 log.warning("no jobs can be taken now: %s", error)
             except Exception:  # whatever it was, other jobs must not wait for ever
                 log.exception("the supervisor of training failed; it goes on")
-            wake.wait(IDLE_SECONDS)
-            wake.clear()
+            self._site.stopping.wait(IDLE_SECONDS)
+
+    def _give_back(self) -> None:
+        while self._dropped:
+            job, reason = dropped = self._dropped.pop()
+            try:
+                if reason:
+                    self._site.jobs.lost(job.id, reason)
+                else:
+                    self._site.jobs.stopped(job.id)
+            except RegistryUnavailable:
+                self._dropped.append(dropped)
+                raise
 
     def _check(self) -> bool:
         """Look at the data of what is new; false if there is nothing."""
@@ -122,8 +138,11 @@ class Supervisor:
         group = Group(self._site, self._outcomes, jobs, check=check)
         try:
             group.run()
-        except BaseException:
-            self._dropped += jobs
+        except RegistryUnavailable:
+            self._dropped += [(job, "") for job in jobs]
+            raise
+        except Exception as error:
+            self._dropped += [(job, f"The server failed with it: {type(error).__name__}.") for job in jobs]
             raise
         return group.died
 

@@ -362,3 +362,39 @@ def test_advice_is_a_warning_and_only_what_fits_trains_together(place: Place) ->
     assert {job["id"] for job in json.loads(seen.read_text())["work"]["jobs"]} == {first, second}
     (event,) = [each for each in place.jobs.events(LOCAL, first, limit=100) if each.level == "warn"]
     assert event.message == "The loss does not move: raise the learning rate"
+
+
+def test_when_the_supervisor_itself_fails_it_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, failures = place.files.path, [RuntimeError("no such thing"), RegistryUnavailable("away")]
+
+    def broken(file_id: str) -> Path:
+        if failures:
+            raise failures.pop()
+        return path(file_id)
+
+    monkeypatch.setattr(place.files, "path", broken)
+    with place.supervised():
+        job_id = place.create(GOOD)
+        place.wait(job_id, "succeeded")
+    assert failures == []
+    assert any("The server failed with it: RuntimeError." in text for text in place.said(job_id))
+
+
+def test_what_jobs_left_is_removed_with_them(place: Place) -> None:
+    with place.supervised():
+        job_id = place.create(GOOD)
+        place.wait(job_id, "succeeded")
+    folder = place.folder / "data/training/jobs"
+    shutil.copytree(place.adapter, folder / job_id / "run/checkpoints/step-00000002")
+    shutil.copytree(place.adapter, folder / ("ftjob-" + "0" * 24))
+    with place.supervised():
+        assert {path.name for path in folder.iterdir() if path.is_dir()} == {job_id}
+        assert not (folder / job_id / "run/checkpoints").exists()
+        assert not (folder / job_id / "adapter_model.safetensors").exists()
+
+
+def test_a_parent_that_is_gone_is_told(place: Place) -> None:
+    with place.supervised():
+        error = place.wait(place.create(GOOD, parent="old@1", parent_digest="a" * 64), "failed").error
+    assert error is not None
+    assert (error.code, error.fault) == ("not_found", "user")
