@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import Any
 
@@ -54,7 +55,15 @@ class Bar:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=event.steps, initial=event.resumed_from, desc="train", unit="step")
+            size = shutil.get_terminal_size()  # tqdm shows nothing where a terminal says that it has none
+            self._bar = tqdm(
+                total=event.steps,
+                initial=event.resumed_from,
+                desc="train",
+                unit="step",
+                ncols=size.columns,
+                nrows=size.lines,
+            )
 
     def _step(self, event: Progress) -> None:
         if self._bar is not None:

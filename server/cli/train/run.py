@@ -7,7 +7,8 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +49,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and say what came of it. Returns 0, or 130 where Ctrl-C stopped it."""
     kept = _kept(arguments.output) if arguments.resume else {}
     places = {**kept.get("places", {}), **_places(arguments)}
-    spec = make_spec(given_fields(arguments), kept.get("spec"))
+    make_spec(given_fields(arguments), kept.get("spec"))  # wrong values are told before files are read
     if "data" not in places:
         raise Failed("say what to train on: --data FILE", Exit.USAGE)
     set_threads(arguments.threads)
     bar = Bar()
     try:
-        with quiet(), Interrupts(bar.say) as interrupts:
-            result = _train(spec, places, arguments, bar, interrupts)
+        with quiet(), Interrupts(bar.say) as interrupts, _reasons(arguments.output, bar):
+            data = read_data(places)
+            spec = make_spec(given_fields(arguments), kept.get("spec") or _rows_tell(data))
+            result = _train(spec, data, places, arguments, bar, interrupts)
     finally:
         bar.close()
     if result.complete:
@@ -68,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(
     spec: TrainSpec,
+    data: TrainingData,
     places: Mapping[str, str],
     arguments: argparse.Namespace,
     bar: Bar,
@@ -75,7 +79,7 @@ def _train(
 ) -> RunResult:
     from training.base import MODEL_DIR
     from training.events import Event, Started
-    from training.run import TrainingError, train
+    from training.run import train
 
     def report(event: Event) -> None:
         if isinstance(event, Started):
@@ -83,19 +87,44 @@ def _train(
             _keep(arguments.output, places)
         bar(event)
 
+    return train(
+        spec,
+        places.get("model", str(MODEL_DIR)),
+        data,
+        arguments.output,
+        report=report,
+        stop=lambda: interrupts.asked,
+        resume=arguments.resume,
+        parent=Path(places["parent"]) if "parent" in places else None,
+    )
+
+
+def _rows_tell(data: TrainingData) -> dict[str, Any]:
+    """What the rows are for, where no flag says it."""
+    from training.data import LabelledText, LabelledTokens, Preference
+
+    match data.train[0]:
+        case LabelledText():
+            return {"task": "SEQ_CLS"}
+        case LabelledTokens():
+            return {"task": "TOKEN_CLS"}
+        case Preference():
+            return {"objective": "dpo"}
+        case _:
+            return {}
+
+
+@contextmanager
+def _reasons(output: Path, bar: Bar) -> Iterator[None]:
+    """What ends a run is one line; before it, of a file, each bad line with its reason."""
+    from training.run import TrainingError
+
     try:
-        return train(
-            spec,
-            places.get("model", str(MODEL_DIR)),
-            read_data(places),
-            arguments.output,
-            report=report,
-            stop=lambda: interrupts.asked,
-            resume=arguments.resume,
-            parent=Path(places["parent"]) if "parent" in places else None,
-        )
+        yield
     except OSError as error:
-        raise Failed(f"{error.filename or arguments.output}: {error.strerror or error}") from None
+        raise Failed(
+            str(error) if error.strerror is None else f"{error.filename or output}: {error.strerror}"
+        ) from None
     except (ValueError, TrainingError) as error:
         first, *lines = str(error).split("\n")
         for line in lines:  # of a file: each bad line with its reason
