@@ -8,7 +8,7 @@ from typing import Any
 
 from training.plan.batch import Batch, solve_batch
 from training.plan.facts import BaseFacts, RowFacts
-from training.plan.memory import Memory, estimate
+from training.plan.memory import USABLE, Memory, estimate
 from training.plan.presets import CHOOSERS, Choice, PresetName
 from training.spec import LoraSpec, TrainSpec, require
 
@@ -27,7 +27,7 @@ class Chosen:
     Attributes:
         tokens: of the longest row as it trains.
         memory: of one device.
-        fits: whether that is within the memory that was named; None: none was.
+        fits: whether nine tenths of the memory that was named hold it; None: none was named.
     """
 
     preset: PresetName
@@ -74,7 +74,7 @@ def choose(
     asked = dict(given or {})
     unknown = sorted(asked.keys() - LORA_FIELDS - SPEC_FIELDS - BATCH_FIELDS)
     require(not unknown, f"there is no {', '.join(unknown)} to choose")
-    choices = CHOOSERS[preset](base, rows, gpu_bytes) | _common(base, rows, cuda)
+    choices = CHOOSERS[preset](base, rows, gpu_bytes) | _common(base, rows, cuda, gpu_bytes)
     choices |= {name: Choice(value, ASKED) for name, value in asked.items()}
     if preset == "tutorial" and "rank" in asked and "alpha" not in asked:
         choices["alpha"] = Choice(2.0 * asked["rank"], "twice the rank")
@@ -83,7 +83,7 @@ def choose(
     for candidate in _ladder(choices, asked, tokens, gpu_bytes):
         spec, batch = _spec(candidate, asked)
         memory = estimate(base, spec, tokens, cuda=cuda, counted=min(1.0, rows.trained / rows.tokens))
-        fits = None if gpu_bytes is None else memory.full <= gpu_bytes
+        fits = None if gpu_bytes is None else memory.full <= USABLE * gpu_bytes
         reasons = {name: choice.reason for name, choice in candidate.items()}
         found = Chosen(preset, spec, batch, reasons, tokens, memory, fits)
         if fits is not False:
@@ -92,7 +92,7 @@ def choose(
     return found
 
 
-def _common(base: BaseFacts, rows: RowFacts, cuda: bool) -> dict[str, Choice]:
+def _common(base: BaseFacts, rows: RowFacts, cuda: bool, gpu_bytes: int | None) -> dict[str, Choice]:
     """What both presets choose alike."""
     length = max(2, -(-rows.longest // 64) * 64)
     length_reason = f"the longest row has {rows.longest} tokens"
@@ -109,7 +109,9 @@ def _common(base: BaseFacts, rows: RowFacts, cuda: bool) -> dict[str, Choice]:
         "optimizer": Choice("adamw", "a rate of its own for each value; the texts' advice, too"),
         "bias": Choice("none", "the base's biases are good as they are"),
         "method": Choice("lora", "the plain method"),
-        "gradient_checkpointing": Choice(False, "there is room without"),
+        "gradient_checkpointing": Choice(
+            False, "there is room without" if gpu_bytes else "no memory was named"
+        ),
     }
 
 

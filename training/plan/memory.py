@@ -20,6 +20,8 @@ GIB = 1024**3
 _BYTES = {"float32": 4, "bfloat16": 2}
 NF4_BYTES = 0.5 + 4 / 64
 """Of a weight: 4 bits, and one float32 for each block of 64 (Dettmers et al. 2023, arXiv 2305.14314)."""
+USABLE = 0.9
+"""Share of a card that a run may take: the estimate is within a fifth, and memory comes in pieces."""
 CUDA_CONTEXT = GIB // 2
 """Assumed: the driver's context, cuBLAS's workspace and loaded kernels."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from training.plan.auto import Chosen, choose
 from training.plan.duration import Duration, duration, measure
 from training.plan.facts import BaseFacts, RowFacts
+from training.plan.memory import USABLE
 from training.plan.presets import PRESETS, PresetName
 from training.plan.trainable import Trainable, count, rank_for_share
 from training.spec import LoraSpec, TrainSpec, spec_to_json
@@ -134,11 +135,11 @@ def remedy(base: BaseFacts, rows: RowFacts, chosen: Chosen, gpu_bytes: int, aske
         said.append(
             f"{spec.lora.method}{saving} in batches of {spec.batch_size} ({other.memory.full / _GIB:.1f} GiB)"
         )
-    card = next((size for size in CARDS if chosen.memory.full <= size * _GIB), None)
+    card = next((size for size in CARDS if chosen.memory.full <= USABLE * size * _GIB), None)
     said.append(f"a card of {card} GB" if card else "several cards, which one run does not use")
     if not other.fits:
         rest = other.memory.full - other.memory.parts[0].size
-        room = max(0, gpu_bytes - rest) / (other.memory.parts[0].size / base.parameters)
+        room = max(0, USABLE * gpu_bytes - rest) / (other.memory.parts[0].size / base.parameters)
         said.append(f"a base of at most {room / 1e9:.1f}B parameters")
     return ", or ".join(said)
 

@@ -49,7 +49,7 @@ def modern(base: BaseFacts, rows: RowFacts, gpu_bytes: int | None) -> Choices:
         ),
         "dropout": Choice(0.0, "few epochs over clean rows need none; the run advises it when it overfits"),
         "learning_rate": modern_rate(base),
-        "effective_batch": _small_batch(rows),
+        "effective_batch": small_batch(rows),
         "epochs": _epochs(rows),
         "weight_decay": Choice(0.0, "the adapter begins at zero and stays small in few steps"),
         "schedule": Choice("cosine", "falls smoothly to a fiftieth, after a twentieth of the steps going up"),
@@ -124,7 +124,7 @@ def _rank_for(base: BaseFacts, rows: RowFacts) -> Choice:
     return Choice(ranks[-1], f"the most; {rows.trained:,} tokens to learn would fill a larger one")
 
 
-def _small_batch(rows: RowFacts) -> Choice:
+def small_batch(rows: RowFacts) -> Choice:
     """16, or less where that would leave few steps."""
     seen = rows.rows * _epochs(rows).value
     size = 16

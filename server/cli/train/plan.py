@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     assert plan.gpu_bytes is not None
     raise Failed(
         f"{arguments.preset} needs {as_size(option.chosen.memory.full)} and does not fit "
-        f"{as_size(plan.gpu_bytes)}; what would: {option.remedy}"
+        f"{as_size(plan.gpu_bytes)}, of which a tenth stays free; what would: {option.remedy}"
     )
 
 
@@ -161,7 +161,9 @@ def _column(option: Option) -> dict[str, str]:
 def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
 
 
 def _memory(option: Option) -> str:

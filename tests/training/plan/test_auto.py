@@ -60,7 +60,7 @@ def test_numbers_of_a_batch_that_contradict_are_refused() -> None:
 def test_it_fits_the_card(size: str, card: int, method: str) -> None:
     chosen = choose(base_of(size), ROWS, cuda=True, gpu_bytes=card * GIB)
     assert chosen.fits
-    assert chosen.memory.full <= card * GIB
+    assert chosen.memory.full <= 0.9 * card * GIB
     assert chosen.spec.lora.method == method
     assert chosen.spec.precision == "bfloat16"
     assert chosen.batch.effective == 16
@@ -73,8 +73,8 @@ def test_what_costs_least_time_is_tried_first() -> None:
 
     assert on(141) == (16, False, "lora")
     assert on(48) == (4, False, "lora")
-    assert on(16) == (4, True, "lora")
-    assert on(12) == (1, False, "qlora")
+    assert on(16) == (2, True, "lora")
+    assert on(12) == (8, True, "qlora")
 
 
 def test_what_does_not_fit_is_told_and_not_changed() -> None:
