@@ -27,6 +27,7 @@ ABOVE = {
     },
     "server/access": {"server.api", "server.cli", "server.launch", "server.engine", "torch", *HTTP},
     "server/proof": {"server.api", "server.cli", "server.launch", "server.metrics", "server.settings", *HTTP},
+    "server/jobs": {"server.api", "server.cli", "server.launch", "server.engine", "torch", *HTTP},
     "server/api": {"server.cli", "server.launch", "server.engine.core", "server.engine.engine", "torch"},
 }
 PEFT_PROCESS = "server/proof/worker.py"
@@ -71,6 +72,7 @@ def test_nothing_imports_the_process_that_runs_peft() -> None:
         ("server.cli.main", ("torch", "transformers", "peft", "fastapi")),
         ("training", ("torch", "transformers", "peft")),
         ("training.base", ("torch", "transformers", "peft")),
+        ("training.worker", ("torch", "transformers", "peft")),  # it stands back first, and sets threads
         ("server.launch", ("peft", "bench", "tests")),
     ],
 )
