@@ -8,6 +8,8 @@ from typing import Any
 
 from server.jobs.records import JobRequest
 from training.data.advice import auto_epochs
+from training.plan.facts import RowFacts
+from training.plan.presets import small_batch
 
 AUTO = "auto"
 
@@ -22,7 +24,8 @@ def settle(request: JobRequest, report: Mapping[str, Any]) -> JobRequest:
     if request.hyperparameters.get("n_epochs") == AUTO and spec.steps is None:
         spec = replace(spec, epochs=auto_epochs(rows))
     if request.hyperparameters.get("batch_size") == AUTO:
-        spec = replace(spec, batch_size=max(1, min(spec.batch_size, rows)))
+        rows_of_a_step = int(small_batch(RowFacts(rows, tokens=0, longest=0, trained=0)).value)
+        spec = replace(spec, batch_size=max(1, rows_of_a_step // spec.accumulation))
     found = {
         "n_epochs": spec.epochs,
         "batch_size": spec.effective_batch,

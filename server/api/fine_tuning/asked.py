@@ -13,6 +13,7 @@ from adapters.registry.names import check_new_name
 from adapters.registry.records import AdapterVersion, Caller
 from server.api.context import ServerContext
 from server.api.errors import APIError, model_not_found
+from server.api.fine_tuning.rates import usual_rate
 from server.api.fine_tuning.schemas import MAX_BATCH, MAX_EPOCHS, MAX_STEPS, SEED, JobFields
 from server.api.schemas import invalid
 from server.jobs.records import JobRequest, is_job_id
@@ -46,10 +47,14 @@ def as_request(context: ServerContext, caller: Caller, fields: JobFields, job_id
     parent = _parent(context, caller, fields.model)
     method, hyperparameters = _method(fields)
     spec = _spec(context, caller, fields, method, hyperparameters, parent)
+    given = fields.training or {}
     for theirs, ours in _TWICE:
-        if ours in (fields.training or {}) and theirs in hyperparameters and ours != "steps":
-            rate = spec.learning_rate / TrainSpec.learning_rate
-            hyperparameters[theirs] = rate if ours == "learning_rate" else getattr(spec, ours)
+        if ours in given and theirs in hyperparameters and ours != "steps":
+            hyperparameters[theirs] = getattr(spec, ours)
+    if "learning_rate" in given:
+        hyperparameters["learning_rate_multiplier"] = spec.learning_rate / usual_rate(
+            context.settings, spec.task
+        )
     return JobRequest(
         model=fields.model,
         name=_name(context, fields.suffix, job_id),
@@ -144,8 +149,9 @@ def _spec(
         found["batch_size"] = numbers["batch_size"]
     if "beta" in numbers:
         found["beta"] = numbers["beta"]
-    if "learning_rate_multiplier" in numbers:
-        found["learning_rate"] = TrainSpec.learning_rate * numbers["learning_rate_multiplier"]
+    if "learning_rate" not in found:
+        times = numbers.get("learning_rate_multiplier", 1.0)
+        found["learning_rate"] = usual_rate(context.settings, tasks[0]) * times
     try:
         spec = spec_from_json(found)
     except ValueError as error:

@@ -24,7 +24,7 @@ def report(examples: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("examples", "epochs", "batch"),
-    [(1, 25, 1), (10, 10, 10), (20, 5, 16), (34, 3, 16), (8333, 3, 16), (12_500, 2, 16), (100_000, 1, 16)],
+    [(1, 25, 1), (20, 5, 1), (34, 3, 1), (100, 3, 2), (1000, 3, 16), (8333, 3, 16), (12_500, 2, 16)],
 )
 def test_auto_follows_the_data(examples: int, epochs: int, batch: int) -> None:
     settled = settle(asked(), report(examples))
@@ -40,6 +40,12 @@ def test_numbers_stay() -> None:
     spec = TrainSpec(epochs=7, batch_size=4, learning_rate=1e-3)
     given = {"n_epochs": 7, "batch_size": 4, "learning_rate_multiplier": 5.0}
     assert settle(asked(spec, **given), report(2)) == asked(spec, **given)
+
+
+def test_a_step_has_as_many_rows_whatever_is_accumulated() -> None:
+    settled = settle(asked(TrainSpec(accumulation=4)), report(1000))
+    assert (settled.spec.batch_size, settled.spec.effective_batch) == (4, 16)
+    assert settled.hyperparameters["batch_size"] == 16
 
 
 def test_steps_decide_instead_of_epochs() -> None:

@@ -156,7 +156,7 @@ def test_a_rank_that_could_not_be_published_is_refused_at_once(stand: Stand) -> 
 
 
 def test_what_training_says_is_told_as_hyperparameters_too(stand: Stand) -> None:
-    job = create(stand, training={"epochs": 5, "batch_size": 2, "learning_rate": 4e-4}).json()
+    job = create(stand, training={"epochs": 5, "batch_size": 2, "learning_rate": 2 * 0.0078}).json()
     assert job["hyperparameters"] == {"n_epochs": 5, "batch_size": 2, "learning_rate_multiplier": 2.0}
 
 

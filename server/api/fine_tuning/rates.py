@@ -1,0 +1,28 @@
+"""The learning rate that suits a base, where nobody says one: a tiny one wants far more than a large one."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+
+from server.settings import Settings
+from training.base import MODEL_DIR
+from training.plan.facts import read_base
+from training.plan.presets import modern_rate
+from training.spec import TaskName, TrainSpec
+
+log = logging.getLogger(__name__)
+
+
+def usual_rate(settings: Settings, task: TaskName) -> float:
+    """What `learning_rate_multiplier` multiplies: `multilora train plan` says the same, and why."""
+    return _rate(settings.model or str(MODEL_DIR), task)
+
+
+@lru_cache(maxsize=16)
+def _rate(base: str, task: TaskName) -> float:
+    try:
+        return float(modern_rate(read_base(base, task)).value)
+    except (ValueError, OSError, KeyError, AttributeError) as error:
+        log.warning("the learning rate that suits %s is not known: %s", base, error)
+        return TrainSpec.learning_rate

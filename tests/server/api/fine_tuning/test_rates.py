@@ -1,0 +1,24 @@
+"""The rate that suits a base, and a usual one where nothing is known of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from server.api.fine_tuning.rates import usual_rate
+from server.settings import Settings
+from training.base import MODEL_DIR
+from training.plan.facts import read_base
+from training.plan.presets import modern_rate
+from training.spec import TrainSpec
+
+
+def test_it_is_what_the_plan_says(tmp_path: Path) -> None:
+    said = modern_rate(read_base(MODEL_DIR)).value
+    assert usual_rate(Settings(data_dir=tmp_path), "CAUSAL_LM") == said > 10 * TrainSpec.learning_rate
+    named = Settings(data_dir=tmp_path, model=str(MODEL_DIR))
+    assert usual_rate(named, "CAUSAL_LM") == said
+
+
+def test_of_an_unknown_base_it_is_the_usual_one(tmp_path: Path) -> None:
+    nothing = Settings(data_dir=tmp_path, model=str(tmp_path))
+    assert usual_rate(nothing, "CAUSAL_LM") == TrainSpec.learning_rate
