@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,10 +138,18 @@ def guess(rows: Sequence[Tokens], spec: TrainSpec, names: set[int]) -> Evaluated
 
 @contextmanager
 def _adapted(base: Any, folder: Path) -> Iterator[Any]:
-    """The base with an adapter, and after it as it was: PEFT leaves trained biases in it."""
+    """The base with an adapter, and after it as it was: PEFT leaves trained biases in it.
+
+    Raises:
+        ValueError: the adapter lacks weights for this base. What else PEFT says in loading is of no effect.
+    """
     biases = {name: each.detach().clone() for name, each in base.named_parameters() if name.endswith("bias")}
-    model = PeftModel.from_pretrained(base, str(folder))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(base, str(folder))
+    missing = [text for text in (str(each.message) for each in told) if "missing adapter keys" in text]
     try:
+        require(not missing, f"the adapter {folder.name} does not fit this base: {' '.join(missing)[:500]}")
         yield model
     finally:
         model.unload()

@@ -78,6 +78,14 @@ def test_the_minimum_and_few_rows_are_told() -> None:
     assert found.reason == "exact_match 1.00 is below the minimum of 1.01; 5 rows are few to judge by"
 
 
+def test_an_adapter_that_lacks_weights_is_an_error(tmp_path: Path) -> None:
+    folder = weaker(tmp_path / "half", 1.0)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: each for name, each in tensors.items() if "down_proj" not in name}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"half does not fit this base: .*down_proj"):
+        gate(MODEL_DIR, ADAPTERS_DIR / "shout", folder, ROWS, SPEC)
+
+
 def test_no_row_to_ask_is_an_error() -> None:
     with pytest.raises(ValueError, match="no row to ask"):
         gate(MODEL_DIR, ADAPTERS_DIR / "shout", None, [], SPEC)
