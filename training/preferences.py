@@ -7,6 +7,7 @@ adapter, or, where a run goes on from an adapter, that adapter as it was.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -71,7 +72,8 @@ def make_preference_trainer(
         gradient_checkpointing=False,  # the model has its own
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    with _as_they_are(model):
+    with _as_they_are(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TRL's own, of names in transformers
         trainer = PreferenceTrainer(
             model=model,
             args=arguments,

@@ -30,7 +30,7 @@ BASES: dict[str, tuple[type[Base], str, TaskName, list[str]]] = {
     "gpt2": (Decoder, "gpt2", "CAUSAL_LM", ["dora", "adalora", "lora-ga", "pissa"]),
     "llama that classifies": (Decoder, "llama", "SEQ_CLS", ["lora", "dora"]),
     "llama that labels tokens": (Decoder, "llama", "TOKEN_CLS", ["lora-ga"]),
-    "t5": (Seq2Seq, "t5", "SEQ_2_SEQ_LM", METHODS),
+    "t5": (Seq2Seq, "t5", "SEQ_2_SEQ_LM", ["lora", "adalora", "lora-ga", "pissa", "eva"]),
     "roberta that classifies": (Encoder, "roberta", "SEQ_CLS", ["lora", "adalora", "olora"]),
     "bert that labels tokens": (Encoder, "bert", "TOKEN_CLS", ["rslora", "eva"]),
     "deberta that classifies": (Encoder, "deberta-v3", "SEQ_CLS", ["pissa"]),
