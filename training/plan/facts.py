@@ -45,6 +45,7 @@ class BaseFacts:
         width: of all attention heads together; `key_width`: of the keys' heads.
         inner: width between the two halves of the feed-forward part, of all experts that a token takes.
         inner_saved: how many tensors of that width its activation keeps for the backward pass.
+        taken: experts that a token takes; 1: there are no others.
         scores: how often attention keeps a weight for each pair of tokens; 0: it never makes them whole.
         active: parameters that one token is multiplied with.
     """
@@ -68,6 +69,7 @@ class BaseFacts:
     stacks: tuple[Linear, ...] = ()
     classes: int = 0
     encoder_layers: int = 0
+    taken: int = 1
     scores: int = 0
     active: int = 0
 
@@ -187,7 +189,8 @@ def facts_of(model: Any, name: str, task: TaskName = "CAUSAL_LM") -> BaseFacts:
         width=heads * head_dim,
         key_width=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
         inner=inner * experts,
-        inner_saved=_SAVED.get(_activation(config), 2) + (2 if gated or stacks else 0),
+        inner_saved=_inner_saved(config, gated or bool(stacks)),
+        taken=experts,
         vocabulary=config.vocab_size if output is not None else 0,
         max_length=_longest(config),
         sizes=sizes,
@@ -218,6 +221,12 @@ def _shape(module: Any) -> tuple[int, int]:
     return (columns, rows) if hasattr(module, "out_features") else (rows, columns)
 
 
+def _inner_saved(config: Any, gated: bool) -> int:
+    if config.model_type == "gpt_oss":
+        return 5  # both halves bounded, their gate, and what it lets through
+    return _SAVED.get(_activation(config), 2) + (2 if gated else 0)
+
+
 def _activation(config: Any) -> str:
     for key in (
         "hidden_act",
@@ -233,9 +242,11 @@ def _activation(config: Any) -> str:
 
 
 def _scores(config: Any) -> int:
-    """With capped scores: their cap and their softmax, twice; with dropout: before it and after it."""
+    """With capped scores: the cap and the softmax, twice; with dropout: before it and after it."""
     if getattr(config, "attn_logit_softcapping", None):
         return 3
+    if config.model_type == "gpt_oss":
+        return 1  # its sinks
     return 2 if any(getattr(config, key, 0.0) > 0 for key in _DROPOUTS) else 0
 
 

@@ -145,6 +145,8 @@ def saved_per_token(base: BaseFacts, spec: TrainSpec, tokens: int) -> int:
     if base.encoder_layers:
         attention = 2 * attention  # half of the layers attend twice, and relative positions are kept
     layer = 8 * base.hidden + attention + base.inner_saved * base.inner * element
+    if base.taken > 1:  # each expert's inputs are gathered
+        layer += base.taken * base.hidden * element
     return layers * layer + _adapters_per_token(base, spec)
 
 

@@ -30,6 +30,7 @@ def model_of(family: str, precision: str) -> Any:
     kind, fields = FAMILIES[family]
     names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer"} if family == "gpt2" else {}
     shape = {names.get(name, name): value for name, value in SHAPE.items()}
+    fields = {name: value for name, value in fields.items() if name != "layer_types"}  # as many as layers
     config = AutoConfig.for_model(kind, **{**fields, **shape})
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision))
     model.untrained = []  # as load_base gives it
@@ -90,6 +91,7 @@ PLAIN = TrainSpec(batch_size=4)
         ("gpt_neox", PLAIN, 1.0),
         ("gemma2", PLAIN, 1.0),
         ("mixtral", PLAIN, 1.0),
+        ("gpt_oss", PLAIN, 1.0),
     ],
 )
 def test_the_full_estimate_is_within_a_fifth_of_a_real_step(
