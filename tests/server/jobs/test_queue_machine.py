@@ -300,10 +300,9 @@ class Machine(RuleBasedStateMachine):
         waiting = {entry.id for entry in self.model.jobs if entry.status == "queued"}
         unchecked = {entry.id for entry in self.model.jobs if entry.status == "validating_files"}
         assert {job.id for job in self.queues[0].claim(10_000)} == waiting
-        seen = set()
-        while (job := self.queues[1].claim_check()) is not None:
-            seen.add(job.id)
-        assert seen == unchecked
+        looked = [self.queues[1].claim_check() for _ in range(len(unchecked) + 1)]
+        assert {job.id for job in looked if job is not None} == unchecked
+        assert looked[-1] is None, "a job is claimed twice"
 
 
 @contextmanager
