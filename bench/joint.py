@@ -41,7 +41,7 @@ def measure_joint(bench: Bench) -> Rounds:
             notes=[f"a process each would need {ADAPTERS} copies of this base: see a smaller shape"]
         )
     shaped = _job(bench, str(_with_words(bench)), steps=4, batch=2)
-    shipped = _job(bench, "", steps=40, batch=16)
+    shipped = _job(bench, "", steps=100, batch=16)
     cases = {
         f"{prefix}{name}": case
         for prefix, job in (("", shaped), (SHIPPED, shipped))
@@ -80,7 +80,6 @@ def _cases(bench: Bench, job: dict[str, Any]) -> dict[str, Case]:
             found = list(pool.map(lambda one: _run(bench, one, f"process-{one['seeds'][0]}"), jobs))
         return {
             "wall": max(figures["wall"] for figures in found),
-            "stepping": max(figures["stepping"] for figures in found),
             "peak": sum(figures["peak"] for figures in found),
             "loss": sum(figures["loss"] for figures in found) / len(found),
         }
@@ -117,9 +116,8 @@ def _with_words(bench: Bench) -> Path:
 def inside(job: dict[str, Any]) -> Figures:
     """Train as `job["how"]` says; runs in the child.
 
-    `wall`: seconds from the base's files to all adapters'; `stepping`: those in which steps were taken;
-    `peak`: bytes that the process had in memory at most; `loss`: the mean of the last ones, to see that all
-    cases learn the same.
+    `wall`: seconds from the base's files to all adapters'; `peak`: the most bytes that it had in memory;
+    `loss`: the mean of the last ones, to see that all cases learn the same.
     """
     import resource
     import time
@@ -133,12 +131,10 @@ def inside(job: dict[str, Any]) -> Figures:
     base = Path(job["base"] or MODEL_DIR)
     jobs = [_joint_job(job, seed) for seed in job["seeds"]]
     started = time.perf_counter()
-    parts = _WAYS[job["how"]](base, jobs)
+    results = _WAYS[job["how"]](base, jobs)
     wall = time.perf_counter() - started
-    results = [result for part in parts for result in part]
     return {
         "wall": wall,
-        "stepping": sum(max(result.seconds for result in part) for part in parts),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
         "loss": sum(result.losses[-1] for result in results) / len(results),
     }
@@ -177,29 +173,28 @@ def _rows(job: dict[str, Any], seed: int) -> list[Any]:
     return [TextExample(words(half), f" {words(half - chance.randrange(8))}") for _ in range(32)]
 
 
-def _together(base: Path, jobs: Sequence[JointJob]) -> list[list[RunResult]]:
+def _together(base: Path, jobs: Sequence[JointJob]) -> list[RunResult]:
     from training.joint import train_together
 
     done = list(train_together(base, jobs).values())
     failed = [error for error in done if isinstance(error, Exception)]
     if failed:
         raise failed[0]
-    return [[result for result in done if not isinstance(result, Exception)]]
+    return [result for result in done if not isinstance(result, Exception)]
 
 
-def _in_turn(base: Path, jobs: Sequence[JointJob]) -> list[list[RunResult]]:
-    return [part for job in jobs for part in _together(base, [job])]
+def _in_turn(base: Path, jobs: Sequence[JointJob]) -> list[RunResult]:
+    return [result for job in jobs for result in _together(base, [job])]
 
 
-def _by_trainer(base: Path, jobs: Sequence[JointJob]) -> list[list[RunResult]]:
+def _by_trainer(base: Path, jobs: Sequence[JointJob]) -> list[RunResult]:
     from training.run import train
 
-    return [[train(job.spec, base, job.data, job.folder)] for job in jobs]
+    return [train(job.spec, base, job.data, job.folder) for job in jobs]
 
 
-_WAYS: dict[str, Callable[[Path, Sequence[JointJob]], list[list[RunResult]]]] = {
+_WAYS: dict[str, Callable[[Path, Sequence[JointJob]], list[RunResult]]] = {
     TOGETHER: _together,
     LOOP: _in_turn,
     TRAINER: _by_trainer,
 }
-"""Each gives the results, those of runs that went on at the same time in one list."""

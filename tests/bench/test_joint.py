@@ -27,7 +27,7 @@ def test_every_case_trains_all_adapters(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert (module, Path(job["folder"])) == ("joint", folder)
         assert folder.is_dir()
         asked.append(job)
-        return {"wall": 1.0 + job["seeds"][0], "stepping": 1.0, "peak": 2.0, "loss": 3.0}
+        return {"wall": 1.0 + job["seeds"][0], "peak": 2.0, "loss": 3.0}
 
     monkeypatch.setattr(joint, "run_child", child)
     done = measure_joint(Bench("tiny", tmp_path, repeats=1, quick=True))
@@ -46,7 +46,7 @@ def test_all_ways_end_with_the_same_losses(tmp_path: Path) -> None:
     }
     for figures in found.values():
         assert figures["loss"] == pytest.approx(found[TRAINER]["loss"], rel=1e-5)
-        assert 0 < figures["stepping"] <= figures["wall"]
+        assert figures["wall"] > 0
         assert figures["peak"] > 1e8
 
 
