@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from server.jobs.outcomes import gate_failure, metrics_csv
-from training.events import Evaluated, Progress, Started, event_to_json
+from training.events import Evaluated, Event, Progress, Started, event_to_json
 from training.folder import RunFolder
 
 
@@ -15,7 +15,7 @@ def test_one_row_for_each_step(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert metrics_csv(run) is None
     run.run.mkdir()
-    events = [
+    events: list[Event] = [
         Started(0.0, 2, 1, 2, 3, 4),
         Progress(1, 0.5, 0.01, 1.0, 2.0, 3.0, 4),
         Progress(2, float("nan"), 0.02, 1.0, 2.0, 3.0, 4, 0.75),
