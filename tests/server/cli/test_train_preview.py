@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.cli.main import main
 from server.cli.train.preview import as_text
 from tests.server.cli.conftest import Run
 from training.data.preview import Part, Piece, Preview
@@ -42,21 +42,16 @@ def test_brackets_where_no_terminal_is(multilora: Run, file: Path) -> None:
 
 def on_a_terminal(*words: str) -> tuple[str, int]:
     mine, other = pty.openpty()
-    command = [sys.executable, "-m", "server.cli.main", "train", "preview", *words]
-    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    done = subprocess.run(command, stdout=other, stderr=other, env=environment, check=False)
-    os.close(other)
-    shown = b""
-    try:
-        while piece := os.read(mine, 4096):
-            shown += piece
-    except OSError:  # the other end is closed
-        pass
+    with open(other, "w") as terminal, contextlib.redirect_stdout(terminal):
+        code = main(["train", "preview", *words])
+        terminal.flush()
+        shown = os.read(mine, 65536)
     os.close(mine)
-    return shown.decode().replace("\r\n", "\n"), done.returncode
+    return shown.decode().replace("\r\n", "\n"), code
 
 
-def test_colors_on_a_terminal(file: Path) -> None:
+def test_colors_on_a_terminal(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
     shown, code = on_a_terminal(str(file), "--rows", "1")
     dim, bright, end = "\x1b[2m", "\x1b[1;92m", "\x1b[0m"
     masked = "".join(f"{dim}{char}{end}" for char in "up:·é⏎")
