@@ -29,7 +29,7 @@ TRAINING = {
     "learning_rate": 1e-2,
     "evaluate_every": 15,
 }
-SECONDS = 150
+SECONDS = 200
 
 
 @pytest.fixture(scope="module")

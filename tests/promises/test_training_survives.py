@@ -46,7 +46,7 @@ SPEC = TrainSpec(
     learning_rate=1e-2,
     seed=3,
 )
-SECONDS = 120
+SECONDS = 200
 
 
 @pytest.fixture(scope="module")
