@@ -8,6 +8,8 @@ from typing import Any
 
 from server.jobs.records import JobRequest
 from training.data.advice import auto_epochs
+from training.plan.auto import MOST_TOKENS
+from training.plan.batch import solve_batch
 from training.plan.facts import RowFacts
 from training.plan.presets import small_batch
 
@@ -24,8 +26,14 @@ def settle(request: JobRequest, report: Mapping[str, Any]) -> JobRequest:
     if request.hyperparameters.get("n_epochs") == AUTO and spec.steps is None:
         spec = replace(spec, epochs=auto_epochs(rows))
     if request.hyperparameters.get("batch_size") == AUTO:
-        rows_of_a_step = int(small_batch(RowFacts(rows, tokens=0, longest=0, trained=0)).value)
-        spec = replace(spec, batch_size=max(1, rows_of_a_step // spec.accumulation))
+        tokens = max(1, min(int(report["statistics"]["tokens"]["max"]), spec.max_length))
+        rows_of_a_step = int(small_batch(RowFacts(rows, tokens=0, longest=tokens, trained=0)).value)
+        batch = solve_batch(
+            accumulation=spec.accumulation if spec.accumulation > 1 else None,
+            usual=rows_of_a_step,
+            most_rows=max(1, MOST_TOKENS // tokens),
+        )
+        spec = replace(spec, batch_size=batch.rows, accumulation=batch.accumulation)
     found = {
         "n_epochs": spec.epochs,
         "batch_size": spec.effective_batch,

@@ -140,7 +140,7 @@ def _spec(
     found.setdefault("task", tasks[0])
     if found.setdefault("objective", method) != method:
         raise invalid("training.objective", f"method.type says {method}")
-    found.setdefault("max_length", min(TrainSpec.max_length, longest(context)))
+    found.setdefault("max_length", longest(context))
     found.setdefault("seed", secrets.randbelow(SEED) if fields.seed is None else fields.seed)
     numbers = {name: value for name, value in hyperparameters.items() if value != AUTO}
     if "n_epochs" in numbers:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from server.cli.exits import Exit, Failed
 from server.cli.threads import set_threads
 from server.cli.train.interrupts import Interrupts, quiet
+from server.cli.train.preset import add_preset_flag, preset_fields
 from server.cli.train.progress import Bar
 from server.cli.train.spec_flags import add_spec_flags, given_fields, make_spec
 from training.folder import RunFolder
@@ -41,6 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the run in --output; what is not given is as it was"
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads on the CPU (its cores)")
+    add_preset_flag(parser)
     add_spec_flags(parser)
     parser.set_defaults(run=run)
 
@@ -57,7 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with quiet(), Interrupts(bar.say) as interrupts, _reasons(arguments.output, bar):
             data = read_data(places)
-            spec = make_spec(given_fields(arguments), kept.get("spec") or _rows_tell(data))
+            fields = given_fields(arguments)
+            beneath = kept.get("spec") or preset_fields(arguments, fields, places, bar.say)
+            spec = make_spec(fields, beneath)
             result = _train(spec, data, places, arguments, bar, interrupts)
     finally:
         bar.close()
@@ -97,21 +101,6 @@ def _train(
         resume=arguments.resume,
         parent=Path(places["parent"]) if "parent" in places else None,
     )
-
-
-def _rows_tell(data: TrainingData) -> dict[str, Any]:
-    """What the rows are for, where no flag says it."""
-    from training.data import LabelledText, LabelledTokens, Preference
-
-    match data.train[0]:
-        case LabelledText():
-            return {"task": "SEQ_CLS"}
-        case LabelledTokens():
-            return {"task": "TOKEN_CLS"}
-        case Preference():
-            return {"objective": "dpo"}
-        case _:
-            return {}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Each field of a training spec as a flag: what is not given keeps its default."""
+"""Each field of a training spec as a flag."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from server.cli.exits import Exit, Failed
 from training import spec as specs
-from training.spec import TrainSpec, spec_from_json, spec_to_json
+from training.spec import TrainSpec, spec_from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +90,10 @@ _RUN = {
 
 def add_spec_flags(parser: argparse.ArgumentParser, several: Collection[str] = ()) -> None:
     """A flag for each field of `LoraSpec` and `TrainSpec`; those in `several` take lists, with commas."""
-    defaults = spec_to_json(TrainSpec())
-    for title, flags, values in (
-        ("adapter", _LORA, defaults["lora"]),
-        ("training", _RUN, defaults),
-    ):
+    for title, flags in (("adapter", _LORA), ("training", _RUN)):
         group = parser.add_argument_group(title)
         for name, flag in flags.items():
-            _add(group, name, _list(flag) if name in several else flag, values[name])
+            _add(group, name, _list(flag) if name in several else flag)
 
 
 def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -133,12 +129,11 @@ def _list(flag: _Flag) -> _Flag:
     return replace(flag, help=f"{flag.help}; several with commas", kind=values, metavar=f"{flag.metavar},...")
 
 
-def _add(group: Any, name: str, flag: _Flag, default: Any) -> None:
-    text = flag.help if default in (None, "", (), {}, False) else f"{flag.help} ({default})"
+def _add(group: Any, name: str, flag: _Flag) -> None:
     option = f"--{name.replace('_', '-')}"
     if flag.kind is None:
-        group.add_argument(option, action="store_true", default=None, help=text)
+        group.add_argument(option, action="store_true", default=None, help=flag.help)
         return
     choices = get_args(flag.choices) if flag.choices is not None else None
     metavar = None if choices else flag.metavar
-    group.add_argument(option, type=flag.kind, choices=choices, metavar=metavar, help=text)
+    group.add_argument(option, type=flag.kind, choices=choices, metavar=metavar, help=flag.help)

@@ -16,6 +16,7 @@ from server.cli.exits import Exit, Failed
 from server.cli.text import as_json, table
 from server.cli.threads import set_threads
 from server.cli.train.interrupts import Interrupts, quiet
+from server.cli.train.preset import add_preset_flag, preset_fields
 from server.cli.train.run import read_data
 from server.cli.train.spec_flags import add_spec_flags, given_fields, make_spec
 from server.cli.train.tally import Tally
@@ -45,19 +46,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with what is unfinished in --output")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads on the CPU (its cores)")
     parser.add_argument("--json", action="store_true", help="print the table for programs")
+    add_preset_flag(parser)
     add_spec_flags(parser, several=SWEPT)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train all, and print a table. Returns 0, 1 if nothing came of any, 130 where Ctrl-C stopped it."""
-    specs = sweep_specs(given_fields(arguments))
+    fields = given_fields(arguments)
+    count = len(sweep_specs(fields))  # wrong values are told before files are read
     set_threads(arguments.threads)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     started = time.monotonic()
-    tally = Tally(len(specs))
+    tally = Tally(count)
     try:
         with quiet(), Interrupts(tally.say) as interrupts:
+            specs = sweep_specs(fields, _chosen(arguments, fields, tally))
             trials = _train(specs, arguments, tally, interrupts)
     finally:
         tally.close()
@@ -72,15 +76,36 @@ def run(arguments: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def sweep_specs(fields: Mapping[str, Any]) -> Named:
-    """Of the given fields, those of `SWEPT` as lists.
+def _chosen(arguments: argparse.Namespace, fields: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
+    """What the preset says of all that was not given."""
+    single = {name: value for name, value in fields.items() if name not in SWEPT}
+    lora = {name: value for name, value in fields["lora"].items() if name not in SWEPT}
+    try:
+        return preset_fields(arguments, {**single, "lora": lora}, _places(arguments), tally.say)
+    except OSError as error:
+        raise Failed(f"{error.filename}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise Failed(str(error)) from None
+
+
+def _places(arguments: argparse.Namespace) -> dict[str, str]:
+    found = {name: getattr(arguments, name) for name in ("data", "validation", "model")}
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def sweep_specs(fields: Mapping[str, Any], beneath: Mapping[str, Any] | None = None) -> Named:
+    """A spec for each combination.
+
+    Args:
+        fields: that were given, those of `SWEPT` as lists.
+        beneath: all others.
 
     Raises:
         Failed: a value is wrong, or a combination can't train together with others.
     """
     from training.joint import can_join
 
-    lora, defaults = fields["lora"], spec_to_json(TrainSpec())
+    lora, defaults = fields["lora"], beneath or spec_to_json(TrainSpec())
     swept = {}
     for name in SWEPT:
         values = lora.get(name) if name in _LORA else fields.get(name)
@@ -92,7 +117,7 @@ def sweep_specs(fields: Mapping[str, Any]) -> Named:
     for values in combinations(swept):
         own = {name: value for name, value in values.items() if name in _LORA}
         rest = {name: value for name, value in values.items() if name not in _LORA}
-        spec = make_spec({**fields, **rest, "lora": {**lora, **own}})
+        spec = make_spec({**fields, **rest, "lora": {**lora, **own}}, beneath)
         reason = can_join(spec)
         if reason is not None:
             raise Failed(f"a sweep trains all together: {reason}", Exit.USAGE)
@@ -105,11 +130,8 @@ def _train(specs: Named, arguments: argparse.Namespace, tally: Tally, interrupts
     from training.base import MODEL_DIR
     from training.joint import JointJob, train_together
 
-    files = {"data": str(arguments.data)}
-    if arguments.validation is not None:
-        files["validation"] = str(arguments.validation)
     try:
-        data = read_data(files)
+        data = read_data(_places(arguments))
         arguments.output.mkdir(parents=True, exist_ok=True)
         jobs = [
             JointJob(

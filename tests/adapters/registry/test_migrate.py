@@ -89,7 +89,7 @@ def test_a_file_of_an_older_release(tmp_path: Path, base: BaseSpec, files: Adapt
 def test_migrations_make_what_the_code_has(database: Database) -> None:
     with database.read() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        differences = compare_metadata(context, [METADATA, JOBS])
+        differences = compare_metadata(context, [METADATA, JOBS])  # type: ignore[arg-type]
     assert differences == []
 
 

@@ -23,6 +23,7 @@ from tests.server.cli.conftest import Ran, Run
 from tests.training.run.stand import after, examples, make_base, same_files
 from training.data import LabelledText, TextExample
 from training.folder import RunFolder
+from training.plan import auto_spec, read_base, read_rows
 from training.spec import LoraSpec, TrainSpec, spec_to_json
 
 FLAGS = (
@@ -90,7 +91,7 @@ def test_it_trains_and_says_what_came_of_it(multilora: Run, place: Path, tmp_pat
     assert " after 4 steps in " in ran.out
     assert "validation loss " in ran.out
     assert "the adapter of step " in ran.out
-    assert ran.err.startswith("10 rows, 3 to validate, 4 steps; ")
+    assert "\n10 rows, 3 to validate, 4 steps; " in ran.err
     assert "step 4: validation loss " in ran.err
     assert "exact_match 0.00" in ran.err
     lineage = json.loads((tmp_path / "new" / "lineage.json").read_text())
@@ -128,6 +129,33 @@ def test_flags_reach_the_spec() -> None:
     assert make_spec(parsed("--target-modules", "q_proj")).lora.target_modules == ("q_proj",)
 
 
+def test_what_is_not_given_is_the_presets_choice(multilora: Run, place: Path, tmp_path: Path) -> None:
+    words = ("--data", place / "train.jsonl", "--model", place / "base", "--steps", 2, "--rank", 2)
+    for preset in ("modern", "tutorial"):
+        ran = multilora("train", "run", *words, "--output", tmp_path / preset, "--preset", preset)
+        assert ran.code == 0, ran.err
+        assert ran.err.startswith(f"{preset}: lora of rank 2, ")
+        told = json.loads(RunFolder(tmp_path / preset).spec.read_text())["spec"]
+        base = str(place / "base")
+        rows = read_rows(place / "train.jsonl", base)
+        asked = {"rank": 2, "steps": 2}
+        planned = auto_spec(
+            read_base(base), rows, "modern" if preset == "modern" else "tutorial", given=asked
+        )
+        assert told == json.loads(json.dumps(spec_to_json(planned)))
+    assert planned.lora.target_modules == "default"
+
+
+def test_a_parent_keeps_its_own_shape(multilora: Run, place: Path, tmp_path: Path) -> None:
+    assert trained(multilora, place, tmp_path / "first").code == 0
+    words = ("--data", place / "train.jsonl", "--model", place / "base", "--steps", 1)
+    words += ("--parent", tmp_path / "first", "--output", tmp_path / "second")
+    ran = multilora("train", "run", *words)
+    assert ran.code == 0, ran.err
+    assert ran.err.startswith("modern: learning rate ")
+    assert json.loads((tmp_path / "second" / "adapter_config.json").read_text())["r"] == 2
+
+
 def test_what_is_not_given_is_as_it_was() -> None:
     before = TrainSpec(LoraSpec(rank=2, dropout=0.3), epochs=9)
     assert make_spec(parsed("--rank", "3"), spec_to_json(before)) == TrainSpec(
@@ -144,7 +172,7 @@ def test_what_is_not_given_is_as_it_was() -> None:
         (["--patience", "2"], 1, "patience needs validation data"),
         (["--data", "none.jsonl"], 1, "none.jsonl: No such file"),
         (["--model", "no/such/base"], 1, "no/such/base"),
-        (["--target-modules", "c_attn"], 1, "target_modules c_attn: not among the linear layers of llama"),
+        (["--target-modules", "c_attn"], 1, "target_modules c_attn: llama has no such linear layer"),
         (["--resume"], 5, "has no run to go on with: leave --resume out"),
         (["--parent", "."], 1, "is no adapter to go on from: it has no adapter_config.json"),
     ],
@@ -197,7 +225,7 @@ def test_a_run_is_gone_on_with_from_its_folder_alone(
     assert ran.code == 0, ran.err
     assert "4 steps, going on after step 2" in ran.err
     assert same_files(tmp_path / "parts", whole)
-    assert trained(multilora, place, whole).err == (
+    assert trained(multilora, place, whole).err.endswith(
         f"multilora: {whole} has a finished adapter: choose another folder\n"
     )
 
@@ -218,7 +246,7 @@ def test_ctrl_c_on_a_terminal(place: Path, tmp_path: Path) -> None:
         said = ""
         for text in reading(terminal):
             said += text
-            if "tok/s" in said and "stopping" not in said:
+            if "loss=" in said and "stopping" not in said:
                 child.send_signal(signal.SIGINT)
                 time.sleep(0.2)
         assert child.wait(60) == 130, said

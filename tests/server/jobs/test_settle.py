@@ -18,8 +18,8 @@ def asked(spec: TrainSpec | None = None, **hyperparameters: Any) -> JobRequest:
     return JobRequest("base", "shop", "file-1", spec or TrainSpec(), hyperparameters=given)
 
 
-def report(examples: int) -> dict[str, Any]:
-    return {"statistics": {"examples": examples}}
+def report(examples: int, longest: int = 20) -> dict[str, Any]:
+    return {"statistics": {"examples": examples, "tokens": {"max": longest}}}
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,15 @@ def test_a_step_has_as_many_rows_whatever_is_accumulated() -> None:
     settled = settle(asked(TrainSpec(accumulation=4)), report(1000))
     assert (settled.spec.batch_size, settled.spec.effective_batch) == (4, 16)
     assert settled.hyperparameters["batch_size"] == 16
+
+
+@pytest.mark.parametrize(
+    ("longest", "most", "rows", "passes"),
+    [(512, 4096, 16, 1), (2000, 4096, 4, 4), (10**6, 4096, 2, 8), (10**6, 10**5, 1, 16)],
+)
+def test_long_rows_go_in_more_passes(longest: int, most: int, rows: int, passes: int) -> None:
+    settled = settle(asked(TrainSpec(max_length=most)), report(1000, longest)).spec
+    assert (settled.batch_size, settled.accumulation) == (rows, passes)
 
 
 def test_steps_decide_instead_of_epochs() -> None:
