@@ -26,7 +26,7 @@ def test_the_demo_shown_is_the_demo_there_is() -> None:
     rows = re.findall(r"^   (\S+) +.* (\d+)% \(base: \d+%\)$", shown, re.MULTILINE)
 
     assert [task for task, _ in rows] == list(TASKS)
-    assert set(re.findall(r"^   (\S+)@1 ", shown, re.MULTILINE)) == set(TASKS)
+    assert set(re.findall(r"^   (?:.* created: )?(\S+)@1(?: |$)", shown, re.MULTILINE)) == set(TASKS)
     for task, answer in re.findall(r"^   (\S+) +(.*?) +\d+% ", shown, re.MULTILINE):
         assert answer == TASKS[task].answer("harbour")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from adapters.blobs.location import open_objects
 from adapters.registry.registry import Registry
@@ -14,6 +15,10 @@ STORE = "training"
 """Below the blob URL: apart from the adapters' blobs, which are named after their digests."""
 
 
+_NEEDED = ("peft", "accelerate", "trl", "datasets", "matplotlib", "tensorboard")
+"""What the `train` extra brings, which the process that trains imports."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """The training files and jobs of one server."""
@@ -23,12 +28,12 @@ class Service:
 
 
 def open_service(settings: Settings, registry: Registry, base_digest: str) -> Service | None:
-    """As the settings say; None where training is off. What tenants leave behind is minded from now on.
+    """As the settings say; None where `why_not` is not "". What tenants leave behind is minded from now on.
 
     Raises:
         AdapterError: the blob URL is wrong.
     """
-    if not settings.training:
+    if why_not(settings):
         return None
     store = None
     if settings.blob_url is not None:
@@ -43,3 +48,13 @@ def open_service(settings: Settings, registry: Registry, base_digest: str) -> Se
     jobs = Jobs(registry.database, registry.replica, base_digest)
     registry.tenants.closing.append(jobs.forget)
     return Service(files, jobs)
+
+
+def why_not(settings: Settings) -> str:
+    """Why this server does not train; "" where it does."""
+    if not settings.training:
+        return "it runs with --no-training"
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if not missing:
+        return ""
+    return f"{', '.join(missing)} not installed there; pip install 'multilora[train]'"
