@@ -5,7 +5,7 @@ that the server is gone.
 
 From the process, each with the `job` it is about: what `training/events.py` has, and
 
-    {"event": "checked", "report": {...}}                      the data is good; `DataReport.to_json` of it
+    {"event": "checked", "report": {...}}                      the data is good; `worker.in_brief` of it
     {"event": "gate", ...}                                     what `training/gate.py` says
     {"event": "complete", "folder": ..., "metrics": {...}}     the result is there
     {"event": "stopped"}                                       and can be resumed

@@ -53,12 +53,14 @@ class LoraSpec:
         _one_of("method", self.method, Method)
         _one_of("bias", self.bias, Bias)
         require(self.rank >= 1, f"rank must be at least 1, not {self.rank}")
-        require(self.alpha > 0, f"alpha must be above 0, not {self.alpha}")
+        require(0 < self.alpha < math.inf, f"alpha must be above 0, not {self.alpha}")
         require(0 <= self.dropout < 1, f"dropout must be from 0 to below 1, not {self.dropout}")
         require(bool(self.target_modules), "target_modules is empty: name the modules, or 'all-linear'")
         require(all(layer >= 0 for layer in self.layers), f"layers must be numbers from 0, not {self.layers}")
         for name, rank in self.rank_pattern.items():
             require(rank >= 1, f"rank_pattern: the rank of {name} must be at least 1, not {rank}")
+        for name, alpha in self.alpha_pattern.items():
+            require(0 < alpha < math.inf, f"alpha_pattern: the alpha of {name} must be above 0, not {alpha}")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ class TrainSpec:
             value = getattr(self, name)
             require(0 < value < math.inf, f"{name} must be above 0, not {value}")
         require(0 <= self.warmup < 1, f"warmup must be from 0 to below 1, not {self.warmup}")
-        require(self.weight_decay >= 0, f"weight_decay must be at least 0, not {self.weight_decay}")
+        require(
+            0 <= self.weight_decay < math.inf, f"weight_decay must be at least 0, not {self.weight_decay}"
+        )
         require(self.max_length >= 2, f"max_length must be at least 2, not {self.max_length}")
         require(
             self.objective == "supervised" or self.task == "CAUSAL_LM",

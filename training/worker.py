@@ -98,7 +98,7 @@ class Worker:
         )
         if not report.ok:
             raise BadData(report, job)
-        self._send(job.id, {"event": "checked", "report": report.to_json()})
+        self._send(job.id, {"event": "checked", "report": in_brief(report)})
 
     def _data(self, job: JobWork) -> Any:
         """Its examples."""
@@ -200,6 +200,17 @@ class BadData(Exception):
             for finding in report.errors
             for problem in finding.problems
         ]
+
+
+def in_brief(report: DataReport) -> dict[str, Any]:
+    """Its JSON object without what can be as large as the file: labels, and reasons that quote rows."""
+    found = report.to_json()
+    for statistics in (found["statistics"], found["validation"] or {}):
+        statistics.pop("labels", None)
+    for finding in (*found["errors"], *found["warnings"]):
+        for problem in finding["problems"]:
+            problem["reason"] = problem["reason"][:_MOST_CHARS]
+    return found
 
 
 def failure(error: Exception, memory_bytes: int | None = None) -> Failure:

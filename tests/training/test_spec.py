@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 
@@ -16,6 +17,9 @@ from training.spec import LoraSpec, TrainSpec, spec_from_json, spec_to_json
     [
         (lambda: LoraSpec(rank=0), "rank must be at least 1, not 0"),
         (lambda: LoraSpec(alpha=0), "alpha must be above 0, not 0"),
+        (lambda: LoraSpec(alpha=math.inf), "alpha must be above 0, not inf"),
+        (lambda: LoraSpec(alpha_pattern={"q_proj": math.nan}), "the alpha of q_proj must be above 0"),
+        (lambda: TrainSpec(weight_decay=math.inf), "weight_decay must be at least 0, not inf"),
         (lambda: LoraSpec(dropout=1), "dropout must be from 0 to below 1, not 1"),
         (lambda: LoraSpec(target_modules=()), "target_modules is empty"),
         (lambda: TrainSpec(epochs=0), "epochs must be at least 1, not 0"),

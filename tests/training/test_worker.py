@@ -115,6 +115,17 @@ def test_data_is_checked(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_told_of_data_is_small_whatever_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    labels = ("a" * 100_000, "b" * 100_000, "b" * 100_000)
+    path.write_text("".join(json.dumps({"text": "x", "label": label}) + "\n" for label in labels))
+    job = JobWork("a", tmp_path, path, TrainSpec(task="SEQ_CLS"))
+    (said,) = run([job], check=True)
+    assert said["event"] == "checked"
+    assert "rare_label" in {finding["kind"] for finding in said["report"]["warnings"]}
+    assert len(json.dumps(said)) < 10_000
+
+
 @pytest.mark.parametrize(
     ("error", "code", "fault"),
     [
