@@ -133,6 +133,9 @@ class Settings(BaseSettings):
     max_training_files_gb: float = Field(
         20.0, gt=0, description="most bytes of training files of all tenants together, in GiB"
     )
+    training_device: Literal["auto", "cpu"] = Field(
+        "auto", description="where jobs train; cpu leaves a GPU to requests"
+    )
     training_threads: int = Field(
         0, ge=0, description="CPU threads of a training job; 0: half of the cores, and one at least"
     )

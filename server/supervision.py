@@ -64,4 +64,5 @@ def _bounds(settings: Settings) -> Bounds:
         None if memory is None else int(memory * GIB),
         settings.training_nice,
         settings.training_together,
+        settings.training_device != "cpu",
     )

@@ -63,7 +63,9 @@ class Group:
             held.callback(running.set, 0)
             work = self._site.bounds.work(self._site.base, jobs, check=self._check)
             name = CHECK_LOG if self._check else LOG
-            self._process = TrainingProcess(work, self._site.folder / name, self._site.command)
+            self._process = TrainingProcess(
+                work, self._site.folder / name, self._site.command, gpu=self._site.bounds.gpu
+            )
             held.callback(self._process.close)
             log.info("process %d has %s", self._process.pid, ", ".join(job.id for job in jobs))
             self._listen()

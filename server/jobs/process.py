@@ -25,8 +25,12 @@ _MOST_WORDS = 300
 class TrainingProcess:
     """One process with its work. For one thread; it ends by itself when this process is gone."""
 
-    def __init__(self, work: Work, log: Path, command: Sequence[str] = COMMAND) -> None:
-        """Start it. `log` gets what it and its libraries say besides; it is begun anew."""
+    def __init__(self, work: Work, log: Path, command: Sequence[str] = COMMAND, *, gpu: bool = True) -> None:
+        """Start it. `log` gets what it and its libraries say besides; it is begun anew.
+
+        Args:
+            gpu: whether it may see a GPU.
+        """
         self._log = log
         self._rest = b""
         threads = str(work.threads)
@@ -43,6 +47,7 @@ class TrainingProcess:
                     OMP_WAIT_POLICY="PASSIVE",
                     TOKENIZERS_PARALLELISM="false",
                     TRANSFORMERS_VERBOSITY="error",
+                    **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""}),
                 ),
                 # Ctrl-C is for the server. A session of its own would also shield it, but Linux weighs
                 # sessions against each other before it looks at nice values within one.

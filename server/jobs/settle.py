@@ -21,7 +21,15 @@ def settle(request: JobRequest, report: Mapping[str, Any]) -> JobRequest:
 
     Args:
         report: what `DataReport.to_json` says of its data.
+
+    Raises:
+        ValueError: the rows are for the other method.
     """
+    if report["objective"] != request.method:
+        raise ValueError(
+            f"{report['format']} rows are for the method {report['objective']}, and the job's is "
+            f'{request.method}: create it with "method": {{"type": "{report["objective"]}"}}, or other rows'
+        )
     spec, rows = request.spec, int(report["statistics"]["examples"])
     if request.hyperparameters.get("n_epochs") == AUTO and spec.steps is None:
         spec = replace(spec, epochs=auto_epochs(rows))

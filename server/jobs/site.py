@@ -29,12 +29,14 @@ class Bounds:
 
     Attributes:
         together: most jobs of one process.
+        gpu: whether it may see a GPU.
     """
 
     threads: int = 0
     memory_bytes: int | None = None
     nice: int = LOWEST
     together: int = 8
+    gpu: bool = True
 
     def work(self, base: str, jobs: Sequence[JobWork], *, check: bool) -> Work:
         """Of a process that starts now."""

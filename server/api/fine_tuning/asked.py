@@ -13,7 +13,7 @@ from adapters.registry.names import check_new_name
 from adapters.registry.records import AdapterVersion, Caller
 from server.api.context import ServerContext
 from server.api.errors import APIError, model_not_found
-from server.api.fine_tuning.rates import usual_rate
+from server.api.fine_tuning.rates import usual_precision, usual_rate
 from server.api.fine_tuning.schemas import MAX_BATCH, MAX_EPOCHS, MAX_STEPS, SEED, JobFields
 from server.api.schemas import invalid
 from server.jobs.records import JobRequest, is_job_id
@@ -141,6 +141,7 @@ def _spec(
     if found.setdefault("objective", method) != method:
         raise invalid("training.objective", f"method.type says {method}")
     found.setdefault("max_length", longest(context))
+    found.setdefault("precision", usual_precision(context.settings))
     found.setdefault("seed", secrets.randbelow(SEED) if fields.seed is None else fields.seed)
     numbers = {name: value for name, value in hyperparameters.items() if value != AUTO}
     if "n_epochs" in numbers:

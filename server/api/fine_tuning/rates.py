@@ -1,4 +1,4 @@
-"""The learning rate that suits a base, where nobody says one: a tiny one wants far more than a large one."""
+"""The learning rate and the precision that suit a base, where nobody says them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,25 @@ from server.settings import Settings
 from training.base import MODEL_DIR
 from training.plan.facts import read_base
 from training.plan.presets import modern_rate
-from training.spec import TaskName, TrainSpec
+from training.spec import Precision, TaskName, TrainSpec
 
 log = logging.getLogger(__name__)
 
 
 def usual_rate(settings: Settings, task: TaskName) -> float:
-    """What `learning_rate_multiplier` multiplies: `multilora train plan` says the same, and why."""
+    """What `learning_rate_multiplier` multiplies: a tiny base wants far more than a large one.
+
+    `multilora train plan` says the same, and why.
+    """
     return _rate(settings.model or str(MODEL_DIR), task)
+
+
+def usual_precision(settings: Settings) -> Precision:
+    """Half precision where a job trains on a GPU: that has no room for a second base in float32."""
+    import torch
+
+    cuda = settings.training_device != "cpu" and torch.cuda.is_available()
+    return "bfloat16" if cuda else "float32"
 
 
 @lru_cache(maxsize=16)

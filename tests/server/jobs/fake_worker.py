@@ -72,7 +72,8 @@ for each in WORK["jobs"]:
             error = {"code": "invalid_training_file", "message": "line 1: bad", "fault": "user"}
             say(each, event="failed", error=error)
         else:
-            say(each, event="checked", report={"warnings": [], "statistics": {"examples": 8}})
+            found = {"format": "text", "objective": each["spec"]["objective"]}
+            say(each, event="checked", report={**found, "warnings": [], "statistics": {"examples": 8}})
         continue
     for found in actions:
         if not act(each, *found):

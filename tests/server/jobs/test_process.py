@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from server.jobs.process import TrainingProcess
 from training.protocol import Work
 
@@ -16,9 +18,9 @@ HEAD = "import json, sys, time, os, signal\nwork = json.loads(sys.stdin.readline
 
 
 @contextmanager
-def running(tmp_path: Path, code: str) -> Iterator[TrainingProcess]:
+def running(tmp_path: Path, code: str, *, gpu: bool = True) -> Iterator[TrainingProcess]:
     work = Work("base", 1, (), 1000)
-    process = TrainingProcess(work, tmp_path / "log", (sys.executable, "-c", HEAD + code))
+    process = TrainingProcess(work, tmp_path / "log", (sys.executable, "-c", HEAD + code), gpu=gpu)
     try:
         yield process
     finally:
@@ -43,6 +45,15 @@ def test_it_hears_its_work_and_what_it_says_comes_whole(tmp_path: Path) -> None:
     with running(tmp_path, code) as process:
         assert all_of(process) == [{"memory": 1000}, "x" * 200000]
         assert process.close(5) == 0
+
+
+def test_a_gpu_is_hidden_from_one_that_is_to_train_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for gpu, seen in ((True, "0"), (False, "")):
+        with running(tmp_path, "print(json.dumps(os.environ['CUDA_VISIBLE_DEVICES']))", gpu=gpu) as process:
+            assert all_of(process) == [seen]
 
 
 def test_silence_takes_no_longer_than_asked(tmp_path: Path) -> None:

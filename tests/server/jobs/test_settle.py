@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ def asked(spec: TrainSpec | None = None, **hyperparameters: Any) -> JobRequest:
     return JobRequest("base", "shop", "file-1", spec or TrainSpec(), hyperparameters=given)
 
 
-def report(examples: int, longest: int = 20) -> dict[str, Any]:
-    return {"statistics": {"examples": examples, "tokens": {"max": longest}}}
+def report(examples: int, longest: int = 20, objective: str = "supervised") -> dict[str, Any]:
+    statistics = {"examples": examples, "tokens": {"max": longest}}
+    return {"format": "rows", "objective": objective, "statistics": statistics}
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,10 @@ def test_long_rows_go_in_more_passes(longest: int, most: int, rows: int, passes:
 def test_steps_decide_instead_of_epochs() -> None:
     settled = settle(asked(TrainSpec(steps=5)), report(2))
     assert (settled.spec.steps, settled.spec.epochs) == (5, TrainSpec().epochs)
+
+
+def test_rows_for_the_other_method_are_told_before_the_job_waits() -> None:
+    with pytest.raises(ValueError, match=r'for the method dpo.*"type": "dpo"'):
+        settle(asked(), report(100, objective="dpo"))
+    with pytest.raises(ValueError, match="for the method supervised, and the job's is dpo"):
+        settle(replace(asked(), method="dpo"), report(100))
