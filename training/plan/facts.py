@@ -126,6 +126,13 @@ _DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", 
 _SAVED = {"relu": 1, "gelu": 1, "gelu_new": 5, "gelu_pytorch_tanh": 1, "silu": 1}
 
 
+def sees_gpu() -> bool:
+    """Whether a run would train on a GPU here, where nobody says otherwise."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def read_base(base: str | Path, task: TaskName = "CAUSAL_LM", classes: int = 2) -> BaseFacts:
     """The shape of a base, from its config: made on the meta device, where nothing has weights.
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from server.settings import Settings
 from training.base import MODEL_DIR
-from training.plan.facts import read_base
+from training.plan.facts import read_base, sees_gpu
 from training.plan.presets import modern_rate
 from training.spec import Precision, TaskName, TrainSpec
 
@@ -24,10 +24,7 @@ def usual_rate(settings: Settings, task: TaskName) -> float:
 
 def usual_precision(settings: Settings) -> Precision:
     """Half precision where a job trains on a GPU: that has no room for a second base in float32."""
-    import torch
-
-    cuda = settings.training_device != "cpu" and torch.cuda.is_available()
-    return "bfloat16" if cuda else "float32"
+    return "bfloat16" if settings.training_device != "cpu" and sees_gpu() else "float32"
 
 
 @lru_cache(maxsize=16)
