@@ -51,9 +51,10 @@ def test_a_gpu_is_hidden_from_one_that_is_to_train_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    name = "CUDA_VISIBLE_DEVICES"
     for gpu, seen in ((True, "0"), (False, "")):
-        with running(tmp_path, "print(json.dumps(os.environ['CUDA_VISIBLE_DEVICES']))", gpu=gpu) as process:
-            assert all_of(process) == [seen]
+        with running(tmp_path, f"print(json.dumps({{'seen': os.environ['{name}']}}))", gpu=gpu) as process:
+            assert all_of(process) == [{"seen": seen}]
 
 
 def test_silence_takes_no_longer_than_asked(tmp_path: Path) -> None:
