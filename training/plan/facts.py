@@ -133,6 +133,17 @@ def sees_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def most_tokens(base: str | Path) -> int | None:
+    """Tokens that a base reads at most, by its config; None: it says nothing of that.
+
+    Raises:
+        ValueError, OSError: there is no such config.
+    """
+    from transformers import AutoConfig
+
+    return _longest(AutoConfig.from_pretrained(base))
+
+
 def read_base(base: str | Path, task: TaskName = "CAUSAL_LM", classes: int = 2) -> BaseFacts:
     """The shape of a base, from its config: made on the meta device, where nothing has weights.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from server.cli.exits import Failed
 from server.cli.text import as_json, as_numbers, clean, table
-from server.cli.train.reading import add_reading, load_tokenizer, unreadable
+from server.cli.train.reading import add_reading, cut_at, load_tokenizer, unreadable
 
 if TYPE_CHECKING:
     from training.data.findings import Finding
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             validation=arguments.validation,
             tokenizer=tokenizer,
             task=arguments.task,
-            max_length=arguments.max_length,
+            max_length=cut_at(arguments),
             format=arguments.format,
         )
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from server.cli.exits import Failed
 from server.cli.text import clean
-from server.cli.train.reading import add_reading, load_tokenizer, unreadable
+from server.cli.train.reading import add_reading, cut_at, load_tokenizer, unreadable
 
 if TYPE_CHECKING:
     from training.data.preview import Part, Piece, Preview
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from training.data.preview import preview_file
 
     tokenizer = load_tokenizer(arguments.model)
-    setting = Setting(tokenizer, arguments.task, arguments.max_length, arguments.format)
+    setting = Setting(tokenizer, arguments.task, cut_at(arguments), arguments.format)
     colors = not arguments.no_color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     shown = bad = 0
     try:

@@ -29,7 +29,7 @@ _TOKENIZERS = (
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add the file, and the flags for how its rows are read."""
     from training.data.examples import FormatName
-    from training.spec import TaskName, TrainSpec
+    from training.spec import TaskName
 
     parser.add_argument("file", metavar="FILE", type=Path, help="JSON lines: one example on each")
     parser.add_argument(
@@ -43,8 +43,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         "--max-length",
         metavar="TOKENS",
         type=length,
-        default=TrainSpec.max_length,
-        help="where rows are cut (default: %(default)s)",
+        help="where rows are cut (default: what the base reads at most, as a run does)",
     )
 
 
@@ -53,6 +52,19 @@ def length(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 2 <= int(text) <= 2**31:
         raise argparse.ArgumentTypeError(f"takes a whole number from 2, not {text!r}")
     return int(text)
+
+
+def cut_at(arguments: argparse.Namespace) -> int | None:
+    """Tokens at which rows are cut; None: they are not."""
+    from training.base import MODEL_DIR
+    from training.plan.facts import most_tokens
+
+    if arguments.max_length is not None:
+        return int(arguments.max_length)
+    try:
+        return most_tokens(arguments.model or MODEL_DIR)
+    except (OSError, ValueError):  # a tokenizer alone
+        return None
 
 
 def load_tokenizer(model: str | None) -> ChatTokenizer:

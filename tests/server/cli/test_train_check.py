@@ -75,6 +75,16 @@ def test_lengths_and_tasks_can_be_named(multilora: Run, tmp_path: Path) -> None:
     assert "missing_messages_list" in multilora("train", "check", file, "--format", "chat").out
 
 
+def test_rows_are_cut_where_a_run_cuts_them(multilora: Run, tmp_path: Path) -> None:
+    """The shipped base reads 1024 tokens."""
+    file = write(tmp_path / "d.jsonl", *({"prompt": "a" * n, "completion": "b"} for n in (700, 1100)))
+    out = multilora("train", "check", file).out
+    assert "line 2: all 2 trained tokens of 1103 are beyond max_length=1024" in out
+    assert "line 1:" not in out
+    ran = multilora("train", "preview", file, "--rows", "1")
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "line 1: 703 tokens, 2 trained, 2 special")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
