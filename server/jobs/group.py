@@ -80,6 +80,7 @@ class Group:
                 if file_id is not None
             ]
             paths = [site.files.path(file.id) for file in files]
+            site.publication.check_parent(job)
             parent = held.enter_context(site.publication.held(request.parent_digest))
             gate = None
             if request.gate and not self._check:
@@ -213,6 +214,8 @@ class Group:
                     continue
             except Exception as error:
                 log.exception("job %s", entry.job.id)
+                if self._site.stopping.is_set():  # no fault of the job: the next start finds its claim
+                    return
                 self._outcomes.failed(entry, Failure("server_error", f"{type(error).__name__}: {error}"))
             return
 
@@ -227,7 +230,7 @@ class Group:
     def _lose(self) -> None:
         """The process has ended; jobs that it was not done with go on in another, or are given up."""
         self._process.close()
-        words = self._process.last_words()
+        words, ending = self._process.last_words(), self._process.ending()
         left = [entry for entry in self._entries.values() if not entry.ended]
         wanted = [entry.job.id for entry in left if entry.order == "run"]
         self.died = bool(wanted) and not self._site.stopping.is_set()
@@ -236,6 +239,8 @@ class Group:
             log.warning("the process that trained %s ended: %s", ", ".join(wanted), words)
         for entry in left:
             if self.died and entry.order == "run":
-                self._ended(entry, partial(self._outcomes.lost, entry, words))
+                # Of several jobs nobody knows whose words they are, and one must not read another's.
+                told = words if len(self._entries) == 1 else ending
+                self._ended(entry, partial(self._outcomes.lost, entry, told))
             else:
                 self._ended(entry, partial(self._outcomes.released, entry))

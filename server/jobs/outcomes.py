@@ -79,7 +79,8 @@ class Outcomes:
             self.released(entry)
             return
         if gate is not None:
-            data = {name: gate[name] for name in ("passed", "scores", "held_out")}
+            scores = {who: finite(found or {}) for who, found in gate["scores"].items()}
+            data = {"passed": gate["passed"], "scores": scores, "held_out": gate["held_out"]}
             asked = "" if gate["held_out"] else " (asked what it was trained on: there is no validation file)"
             site.jobs.add_event(job.id, "info", f"Evaluation gate: {gate['reason']}{asked}", data=data)
             if not gate["passed"]:
@@ -154,6 +155,11 @@ class Outcomes:
         (run.path / WEIGHTS_FILE).unlink(missing_ok=True)
 
 
+def finite(figures: Mapping[str, float | None]) -> dict[str, float]:
+    """Those that JSON has a word for."""
+    return {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
+
+
 def gate_failure(gate: Mapping[str, Any]) -> Failure:
     """The job trained, and what it made is not good enough to answer under its name."""
     return Failure(
@@ -169,18 +175,17 @@ def metrics_csv(run: RunFolder) -> str | None:
     if not run.events.is_file():
         return None
     rows: dict[int, dict[str, Any]] = {}
-    for line in run.events.read_text().splitlines():
-        event = json.loads(line)
-        names = _NAMES.get(event["event"])
-        if names is not None:
-            found = {ours: event[theirs] for theirs, ours in names.items()}
-            rows.setdefault(event["step"], {}).update(found)
+    with run.events.open() as lines:
+        for event in map(json.loads, lines):
+            names = _NAMES.get(event["event"])
+            if names is not None:
+                found = {ours: event[theirs] for theirs, ours in names.items()}
+                rows.setdefault(event["step"], {}).update(found)
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     for step, row in sorted(rows.items()):
-        known = {name: value for name, value in row.items() if value is not None and math.isfinite(value)}
-        writer.writerow({"step": step, **known})
+        writer.writerow({"step": step, **finite(row)})
     return text.getvalue() if rows else None
 
 

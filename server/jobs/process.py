@@ -97,9 +97,11 @@ class TrainingProcess:
     def last_words(self) -> str:
         """The last line that it wrote, or how it ended."""
         lines = self._log.read_text(errors="replace").strip().splitlines()
+        return lines[-1][:_MOST_WORDS] if lines else self.ending()
+
+    def ending(self) -> str:
+        """How it ended."""
         code = self._process.poll()
-        if lines:
-            return lines[-1][:_MOST_WORDS]
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit code {code}"

@@ -89,6 +89,15 @@ class Publication:
         except AdapterNotFound:
             return None
 
+    def check_parent(self, job: Job) -> None:
+        """Whether what the job goes on from is still there, and still shared with its tenant.
+
+        Raises:
+            AdapterNotFound: it is not.
+        """
+        if job.request.parent is not None:
+            self._registry.resolve(job.request.parent, caller_of(job))
+
     @contextmanager
     def held(self, digest: str | None) -> Iterator[Path | None]:
         """The folder of a version for the time of a `with`, whatever is deleted meanwhile."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, and_, delete, func, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, func, insert, or_, select
 
 from adapters.registry.database import Database, Write
 from server.jobs.records import Checkpoint, EventType, Job, JobRequest, Level, Order, part_id
@@ -92,16 +92,24 @@ class Queue:
                 claimed.append(_load(write.connection, job.id))
         return tuple(claimed)
 
-    def claim_check(self) -> Job | None:
-        """Take the oldest job whose files nobody has looked at yet; end with `checked` or `fail`."""
+    def claim_check(self, but: Collection[str] = ()) -> Job | None:
+        """Take a job whose files nobody has looked at yet; end with `checked` or `fail`.
+
+        It is the oldest of the tenant that has the fewest looked at now.
+
+        Args:
+            but: ids of jobs that are left for later.
+        """
         if not self._is_any("validating_files"):
             return None
         with self._database.write() as write:
             self._expire(write)
-            query = select(JOBS).where(self._claimable("validating_files")).order_by(JOBS.c.number)
-            row = write.connection.execute(query.limit(1)).mappings().first()
-            if row is None:
+            waiting = and_(self._claimable("validating_files"), JOBS.c.id.not_in([*but]))
+            number = _next_check(write.connection, waiting)
+            if number is None:
                 return None
+            query = select(JOBS).where(waiting, JOBS.c.number == number)
+            row = write.connection.execute(query).mappings().one()
             self._hold(write, job_of(row))
             return _load(write.connection, row["id"])
 
@@ -289,6 +297,15 @@ class _Waiting:
                 self._running[tenant] += 1
                 return job
         return None
+
+
+def _next_check(connection: Connection, waiting: ColumnElement[bool]) -> int | None:
+    """The number of the job whose turn it is; None if none waits."""
+    going_on = and_(JOBS.c.status == "validating_files", JOBS.c.replica != "")
+    held = _pairs(connection, select(JOBS.c.tenant, func.count()).where(going_on).group_by(JOBS.c.tenant))
+    oldest = select(JOBS.c.tenant, func.min(JOBS.c.number)).where(waiting).group_by(JOBS.c.tenant)
+    turns = [(held.get(tenant, 0), number) for tenant, number in _pairs(connection, oldest).items()]
+    return min(turns)[1] if turns else None
 
 
 _ORDERS: Mapping[str, Order] = {"paused": "pause", "cancelled": "cancel"}

@@ -12,8 +12,11 @@ from training.plan.auto import MOST_TOKENS
 from training.plan.batch import solve_batch
 from training.plan.facts import RowFacts
 from training.plan.presets import small_batch
+from training.spec import TrainSpec, require
 
 AUTO = "auto"
+MOST_STEPS, MOST_CHECKPOINTS = 1_000_000, 200
+"""Of one job: others wait meanwhile, and each checkpoint is a version of an adapter."""
 
 
 def settle(request: JobRequest, report: Mapping[str, Any]) -> JobRequest:
@@ -23,7 +26,7 @@ def settle(request: JobRequest, report: Mapping[str, Any]) -> JobRequest:
         report: what `DataReport.to_json` says of its data.
 
     Raises:
-        ValueError: the rows are for the other method.
+        ValueError: the rows are for the other method, or the run would be endless.
     """
     if report["objective"] != request.method:
         raise ValueError(
@@ -42,6 +45,7 @@ def settle(request: JobRequest, report: Mapping[str, Any]) -> JobRequest:
             most_rows=max(1, MOST_TOKENS // tokens),
         )
         spec = replace(spec, batch_size=batch.rows, accumulation=batch.accumulation)
+    _check_length(spec, rows)
     found = {
         "n_epochs": spec.epochs,
         "batch_size": spec.effective_batch,
@@ -52,3 +56,20 @@ def settle(request: JobRequest, report: Mapping[str, Any]) -> JobRequest:
         name: found[name] if value == AUTO else value for name, value in request.hyperparameters.items()
     }
     return replace(request, spec=spec, hyperparameters=settled)
+
+
+def _check_length(spec: TrainSpec, rows: int) -> None:
+    steps = spec.total_steps(rows)
+    require(
+        steps <= MOST_STEPS,
+        f"{spec.epochs} epochs of {rows} rows are {steps} steps; the most is {MOST_STEPS}: raise batch_size",
+    )
+    every = spec.save_every or spec.evaluate_every or steps
+    if spec.patience is not None:  # each evaluation that is the best so far is saved too
+        every = min(every, spec.evaluate_every or every)
+    count = steps // max(1, every)
+    require(
+        count <= MOST_CHECKPOINTS,
+        f"{steps} steps with a checkpoint every {every} make {count} of them, and the most is "
+        f"{MOST_CHECKPOINTS}: raise save_every or evaluate_every",
+    )

@@ -38,6 +38,8 @@ class Supervisor:
         self._outcomes = Outcomes(site)
         self._alone: set[str] = set()
         """Jobs of groups whose process died: each goes on alone, so that one can't harm the others again."""
+        self._checked_alone: set[str] = set()
+        """The same of those whose data was looked at."""
         self._dropped: list[tuple[Job, str]] = []
         """Jobs that were claimed when the supervisor failed, and how; empty: it was no fault of theirs."""
         self._no_check = threading.Event()
@@ -109,12 +111,17 @@ class Supervisor:
     def _check(self) -> bool:
         """Look at the data of what is new; false if there is nothing."""
         jobs: list[Job] = []
-        while len(jobs) < MOST_CHECKS and (job := self._site.jobs.claim_check()) is not None:
+        while len(jobs) < MOST_CHECKS:
+            job = self._site.jobs.claim_check(self._checked_alone if jobs else ())
+            if job is None:
+                break
             jobs.append(job)
             self._no_check.clear()
+            if job.id in self._checked_alone:
+                break
         try:
             if jobs:
-                self._run(jobs, check=True)
+                _note(self._checked_alone, jobs, self._run(jobs, check=True))
         finally:
             self._no_check.set()
         return bool(jobs)
@@ -125,11 +132,7 @@ class Supervisor:
         jobs = self._claim()
         if not jobs:
             return False
-        died = self._run(jobs)
-        if not died:
-            self._alone -= {job.id for job in jobs}
-        elif len(jobs) > 1:
-            self._alone |= {job.id for job in jobs}
+        _note(self._alone, jobs, self._run(jobs))
         self._outcomes.sweep()
         return True
 
@@ -159,3 +162,11 @@ class Supervisor:
 
     def _can_join(self, job: Job) -> bool:
         return job.id not in self._alone and can_join(job.spec) is None
+
+
+def _note(alone: set[str], jobs: Sequence[Job], died: bool) -> None:
+    """Whether these are to go on alone after what became of their process."""
+    if not died:
+        alone -= {job.id for job in jobs}
+    elif len(jobs) > 1:
+        alone |= {job.id for job in jobs}

@@ -88,8 +88,8 @@ def most_rank(context: ServerContext, caller: Caller) -> int:
 def _parent(context: ServerContext, caller: Caller, model: str) -> AdapterVersion | None:
     if model == context.base.name:
         return None
-    try:
-        return context.registry.resolve(model, caller)
+    try:  # as its tenant, even for operators: so the job will look again when it runs
+        return context.registry.resolve(model, Caller(caller.tenant))
     except AdapterNotFound:
         raise model_not_found(model) from None
 

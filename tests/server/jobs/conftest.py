@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters.registry.access import migrated
+from tests.server.jobs.stand import Place
 from tests.server.jobs.world import Site, sites
 
 
@@ -40,3 +41,10 @@ def site(migrated_url: str, tmp_path: Path) -> Iterator[Site]:
 def pair(migrated_url: str, tmp_path: Path) -> Iterator[tuple[Site, ...]]:
     with sites(migrated_url, tmp_path, "here", "there") as pair:
         yield pair
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    made = Place(tmp_path, monkeypatch)
+    yield made
+    made.registry.close()

@@ -71,6 +71,9 @@ for each in WORK["jobs"]:
         if actions == "bad":
             error = {"code": "invalid_training_file", "message": "line 1: bad", "fault": "user"}
             say(each, event="failed", error=error)
+        elif actions == "kill":
+            print("words of a tenant", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
         else:
             found = {"format": "text", "objective": each["spec"]["objective"]}
             say(each, event="checked", report={**found, "warnings": [], "statistics": {"examples": 8}})

@@ -47,6 +47,18 @@ def test_several_places_are_shared(site: Site) -> None:
     assert [job.id for job in site.jobs.claim(4)] == [first[0], last[0], first[1], last[1]]
 
 
+def test_data_is_looked_at_in_fair_turns(site: Site) -> None:
+    many, one = site.file(ACME), site.file(OTHER)
+    first = [site.create(ACME, many).id for _ in range(4)]
+    last = site.create(OTHER, one).id
+    claimed = [site.jobs.claim_check() for _ in range(3)]
+    assert [job.id for job in claimed if job] == [first[0], last, first[1]]
+    later = site.jobs.claim_check(but=[first[2]])
+    assert later is not None
+    assert later.id == first[3]
+    assert site.jobs.claim_check(but=[first[2]]) is None
+
+
 def test_what_is_not_accepted_waits_on(site: Site) -> None:
     file = site.file(ACME)
     ids = [site.queue(ACME, file, name=name).id for name in ("a", "b", "c")]

@@ -93,8 +93,12 @@ class Model:
         waiting = [entry for entry in self.jobs if entry.tell()[:2] == ("validating_files", "")]
         if not waiting:
             return None
-        waiting[0].hold(server)
-        return waiting[0].id
+        held = Counter(
+            entry.tenant for entry in self.jobs if entry.holder and entry.status == waiting[0].status
+        )
+        first = min(waiting, key=lambda entry: held[entry.tenant])
+        first.hold(server)
+        return first.id
 
     def claim(self, server: str, limit: int) -> list[str]:
         self.expire(server)

@@ -69,3 +69,21 @@ def test_rows_for_the_other_method_are_told_before_the_job_waits() -> None:
         settle(asked(), report(100, objective="dpo"))
     with pytest.raises(ValueError, match="for the method supervised, and the job's is dpo"):
         settle(replace(asked(), method="dpo"), report(100))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (TrainSpec(epochs=100, batch_size=1), "100 epochs of 10001 rows are 1000100 steps"),
+        (TrainSpec(steps=201, save_every=1), "201 steps with a checkpoint every 1 make 201 of them"),
+        (TrainSpec(steps=402, evaluate_every=2), "every 2 make 201 of them"),
+        (TrainSpec(steps=402, evaluate_every=2, save_every=400, patience=3), "every 2 make 201 of them"),
+    ],
+)
+def test_what_would_never_end_or_fill_the_disk_is_refused(spec: TrainSpec, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        settle(asked(spec, n_epochs=1, batch_size=1), report(10_001))
+
+
+def test_many_evaluations_are_no_checkpoints() -> None:
+    settle(asked(TrainSpec(steps=402, evaluate_every=2, save_every=400)), report(10))
