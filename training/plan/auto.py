@@ -107,6 +107,8 @@ def _common(base: BaseFacts, rows: RowFacts, cuda: bool, gpu_bytes: int | None) 
         "max_length": Choice(length, length_reason),
         "precision": precision,
         "optimizer": Choice("adamw", "a rate of its own for each value; the texts' advice, too"),
+        "warmup": Choice(0.05, "share of the steps: Adam's first steps, which know little, stay small"),
+        "max_grad_norm": Choice(1.0, "the usual limit: no single batch throws the run off"),
         "bias": Choice("none", "the base's biases are good as they are"),
         "method": Choice("lora", "the plain method"),
         "gradient_checkpointing": Choice(

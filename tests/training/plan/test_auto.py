@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.training.plan.models import ROWS, base_of
-from training.plan.auto import auto_spec, choose
+from training.plan.auto import BATCH_FIELDS, LORA_FIELDS, SPEC_FIELDS, auto_spec, choose
 from training.spec import spec_from_json, spec_to_json
 
 GIB = 1024**3
@@ -23,11 +23,14 @@ def test_a_spec_that_can_be_run() -> None:
 
 
 def test_both_presets_have_a_reason_for_each_choice() -> None:
+    """But for what says only when to look and where to compute, and for what is not used."""
+    left = {"beta", "steps", "evaluate_every", "save_every", "patience", "device", "seed"}
+    left |= {"modules_to_save", "layers", "rank_pattern", "alpha_pattern"}
     for preset in ("modern", "tutorial"):
         chosen = choose(base_of("7B"), ROWS, preset)
         assert chosen.preset == preset
         assert all(chosen.reasons.values())
-        assert {"rank", "alpha", "target_modules", "learning_rate", "batch_size"} <= chosen.reasons.keys()
+        assert chosen.reasons.keys() >= (LORA_FIELDS | SPEC_FIELDS | BATCH_FIELDS) - left
 
 
 def test_what_is_asked_stays() -> None:
