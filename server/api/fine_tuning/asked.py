@@ -14,7 +14,15 @@ from adapters.registry.records import AdapterVersion, Caller
 from server.api.context import ServerContext
 from server.api.errors import APIError, model_not_found
 from server.api.fine_tuning.rates import usual_precision, usual_rate
-from server.api.fine_tuning.schemas import MAX_BATCH, MAX_EPOCHS, MAX_STEPS, SEED, JobFields
+from server.api.fine_tuning.schemas import (
+    MAX_BATCH,
+    MAX_BETA,
+    MAX_EPOCHS,
+    MAX_MULTIPLIER,
+    MAX_STEPS,
+    SEED,
+    JobFields,
+)
 from server.api.schemas import invalid
 from server.jobs.records import JobRequest, is_job_id
 from server.jobs.settle import AUTO
@@ -179,6 +187,8 @@ def _check_bounds(
         raise invalid("training.device", "the operator of this server says where it trains")
     for name, value, limit in (
         ("max_length", spec.max_length, longest(context)),
+        ("learning_rate", spec.learning_rate, MAX_MULTIPLIER * usual_rate(context.settings, spec.task)),
+        ("beta", spec.beta, MAX_BETA),
         ("epochs", spec.epochs, MAX_EPOCHS),
         ("steps", spec.steps or 0, MAX_STEPS),
         ("batch_size", spec.effective_batch, MAX_BATCH),

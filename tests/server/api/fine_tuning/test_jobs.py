@@ -69,6 +69,8 @@ def test_what_is_left_out(stand: Stand) -> None:
         ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo", None),
         ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised", None),
         ({"method": {"type": "supervised", "reinforcement": {}}}, "method.reinforcement", "unknown_field"),
+        ({"training": {"learning_rate": 1e308}}, "training.learning_rate", None),
+        ({"training": {"beta": 101.0}}, "training.beta", None),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", None),
         ({"hyperparameters": {"n_epochs": 101}}, "hyperparameters.n_epochs", None),
         ({"hyperparameters": {"n_epochs": "many"}}, "hyperparameters.n_epochs", None),
