@@ -25,6 +25,7 @@ from peft import PeftConfig, PeftModel
 from training.data import IGNORE, Example, Tokens, encode, encode_pairs
 from training.events import Evaluated
 from training.methods import load_base
+from training.methods.patterns import slow_pattern
 from training.report.evaluation import entities, evaluate
 from training.report.origin import figures
 from training.report.questions import evenly
@@ -165,8 +166,11 @@ def _labels(folder: Path) -> tuple[str, ...]:
 
 def _other(current: Path, spec: TrainSpec, labels: Sequence[str]) -> str:
     """Why the current version can't be asked the same; empty: it can."""
-    task = PeftConfig.from_pretrained(str(current)).task_type
-    task = getattr(task, "value", task)
+    config = PeftConfig.from_pretrained(str(current))
+    slow = slow_pattern(config)
+    if slow is not None:
+        return f"; the current version was not compared: {slow}"
+    task = getattr(config.task_type, "value", config.task_type)
     if task not in (None, spec.task):
         return f"; the current version is for {task} and was not compared"
     if spec.task in _LABELLED and _labels(current) != tuple(labels):

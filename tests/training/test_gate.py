@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -84,6 +85,15 @@ def test_an_adapter_that_lacks_weights_is_an_error(tmp_path: Path) -> None:
     save_file({name: each for name, each in tensors.items() if "down_proj" not in name}, folder / WEIGHTS)
     with pytest.raises(ValueError, match=r"half does not fit this base: .*down_proj"):
         gate(MODEL_DIR, ADAPTERS_DIR / "shout", folder, ROWS, SPEC)
+
+
+def test_a_current_version_whose_pattern_may_take_for_ever_is_not_compared(tmp_path: Path) -> None:
+    current = weaker(tmp_path / "slow", 1.0)
+    config = current / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": "(.*)*x"}))
+    found = gate(MODEL_DIR, ADAPTERS_DIR / "shout", current, ROWS[:5], SPEC)
+    assert found.passed
+    assert "the current version was not compared: target_modules '(.*)*x' is too complex" in found.reason
 
 
 def test_no_row_to_ask_is_an_error() -> None:

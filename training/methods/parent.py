@@ -9,6 +9,7 @@ from typing import Any
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
+from training.methods.patterns import slow_pattern
 from training.spec import LoraSpec, TrainSpec, require
 
 _BEGINNINGS = ("lora-ga", "pissa", "olora", "eva")
@@ -36,6 +37,8 @@ def go_on_from(model: Any, spec: TrainSpec, parent: Path) -> PeftModel:
     for file in (_CONFIG, _WEIGHTS):  # what is not there PEFT would look for on the hub
         require((parent / file).is_file(), f"{parent.name} is no adapter to go on from: it has no {file}")
     config = PeftConfig.from_pretrained(str(parent))
+    slow = slow_pattern(config)
+    require(slow is None, f"the adapter to go on from can't be trained on: {slow}")
     _check(config, spec)
     config.inference_mode = False
     config.lora_dropout = spec.lora.dropout

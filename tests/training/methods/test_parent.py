@@ -121,6 +121,7 @@ def test_what_it_has_may_be_said(base: Path, plain: Trained) -> None:
             lambda folder: {"init_lora_weights": "pissa"},
             "saved with init_lora_weights 'pissa' changes the base",
         ),
+        (lambda folder: {"target_modules": "(.*)*x"}, r"target_modules '.*' is too complex a pattern"),
         (lambda folder: {"alora_invocation_tokens": [1]}, "with alora_invocation_tokens can't be trained on"),
         (
             lambda folder: {"task_type": "SEQ_CLS"},
