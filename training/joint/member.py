@@ -147,8 +147,9 @@ class Member:
             load_trainable_state(model, saved.trainable)
         self._optimizer.load_state_dict(saved.optimizer)
         self._schedule.load_state_dict(dict(saved.schedule))
-        on_cpu = self._generator.device.type == "cpu"
-        self._generator.set_state(saved.random["cpu"] if on_cpu else saved.random["cuda"][0])
+        states = [saved.random["cpu"]] if self._generator.device.type == "cpu" else saved.random["cuda"]
+        if states:  # a checkpoint made on a CPU has none of a GPU
+            self._generator.set_state(states[0])
 
     def _check(self, what: str, value: float) -> None:
         if not math.isfinite(value):

@@ -9,7 +9,7 @@ from typing import Any
 from training.plan.batch import Batch, solve_batch
 from training.plan.facts import BaseFacts, RowFacts
 from training.plan.memory import USABLE, Memory, estimate
-from training.plan.presets import CHOOSERS, Choice, PresetName
+from training.plan.presets import CHOOSERS, Choice, PresetName, modern_alpha
 from training.spec import LoraSpec, TrainSpec, require
 
 MOST_TOKENS = 8192
@@ -78,6 +78,8 @@ def choose(
     choices |= {name: Choice(value, ASKED) for name, value in asked.items()}
     if preset == "tutorial" and "rank" in asked and "alpha" not in asked:
         choices["alpha"] = Choice(2.0 * asked["rank"], "twice the rank")
+    if preset == "modern" and "alpha" not in asked:
+        choices["alpha"] = modern_alpha(choices["method"].value, choices["rank"].value)
     tokens = min(rows.longest, choices["max_length"].value)
     found: Chosen | None = None
     for candidate in _ladder(choices, asked, tokens, gpu_bytes):

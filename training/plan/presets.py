@@ -22,6 +22,7 @@ TINY = 50_000_000
 """Parameters below which the learning rate follows the width without damping."""
 HIGHEST_RATE = 1e-2
 """Twice as much makes the shipped base diverge (measured)."""
+MODERN_ALPHA = 32.0
 _FULL_RATE, _LORA_TIMES, _WIDTH = 5e-5, 10, 2000
 _BILLION = 10**9
 
@@ -44,9 +45,7 @@ def modern(base: BaseFacts, rows: RowFacts, gpu_bytes: int | None) -> Choices:
             "all-linear", "all layers learn more than q and v; most of it sits in the feed-forward part"
         ),
         "rank": _rank_for(base, rows),
-        "alpha": Choice(
-            32.0, "32 at any rank: divided by the rank, it keeps the best learning rate in place"
-        ),
+        "alpha": modern_alpha("lora", 1),
         "dropout": Choice(0.0, "few epochs over clean rows need none; the run advises it when it overfits"),
         "learning_rate": modern_rate(base),
         "effective_batch": small_batch(rows),
@@ -81,6 +80,16 @@ CHOOSERS: dict[PresetName, Callable[[BaseFacts, RowFacts, int | None], Choices]]
     "modern": modern,
     "tutorial": tutorial,
 }
+
+
+def modern_alpha(method: str, rank: int) -> Choice:
+    """So that the strength is 32 over the rank, whatever the method divides by."""
+    if method == "rslora":
+        alpha = round(MODERN_ALPHA / math.sqrt(rank), 2)
+        return Choice(alpha, "divided by the root of the rank, it is as strong as 32 divided by the rank")
+    return Choice(
+        MODERN_ALPHA, "32 at any rank: divided by the rank, it keeps the best learning rate in place"
+    )
 
 
 def modern_rate(base: BaseFacts) -> Choice:

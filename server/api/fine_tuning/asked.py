@@ -26,7 +26,8 @@ from server.api.fine_tuning.schemas import (
 from server.api.schemas import invalid
 from server.jobs.records import JobRequest, is_job_id
 from server.jobs.settle import AUTO
-from training.spec import Objective, TaskName, TrainSpec, spec_from_json
+from training.plan.presets import modern_alpha
+from training.spec import LoraSpec, Objective, TaskName, TrainSpec, spec_from_json
 
 TASKS: Mapping[BaseKind, tuple[TaskName, ...]] = {
     "decoder": ("CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS"),
@@ -34,7 +35,8 @@ TASKS: Mapping[BaseKind, tuple[TaskName, ...]] = {
     "encoder-decoder": ("SEQ_2_SEQ_LM",),
 }
 """What an adapter of a base can be trained for here; the first is meant where nothing is said."""
-MAX_ITEMS = 1000
+MAX_ITEMS, MAX_CHARS = 1000, 32_768
+"""Of each list of modules: a page has as many of them as it has jobs."""
 _MODULE = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 _TWICE = (
     ("n_epochs", "epochs"),
@@ -149,6 +151,10 @@ def _spec(
     if found.setdefault("objective", method) != method:
         raise invalid("training.objective", f"method.type says {method}")
     found.setdefault("max_length", longest(context))
+    if parent is None and isinstance(lora := found.get("lora", {}), dict):
+        shape = {"method": LoraSpec.method, "rank": LoraSpec.rank, **lora}
+        if shape["rank"] in range(1, most_rank(context, caller) + 1):  # others are refused below
+            found["lora"] = {"alpha": modern_alpha(str(shape["method"]), shape["rank"]).value, **lora}
     found.setdefault("precision", usual_precision(context.settings))
     found.setdefault("seed", secrets.randbelow(SEED) if fields.seed is None else fields.seed)
     numbers = {name: value for name, value in hyperparameters.items() if value != AUTO}
@@ -196,7 +202,7 @@ def _check_bounds(
         ("save_every", spec.save_every or 0, MAX_STEPS),
         ("patience", spec.patience or 0, MAX_STEPS),
         ("lora.rank", max(lora.rank, *lora.rank_pattern.values(), 0), most),
-        ("lora.layers", len(lora.layers), MAX_ITEMS),
+        ("lora.layers", max(len(lora.layers), *lora.layers, 0), MAX_ITEMS),
     ):
         if value > limit:
             what = "batch_size times accumulation is" if name == "batch_size" else "is"
@@ -215,8 +221,8 @@ def _check_bounds(
 
 def _check_modules(param: str, modules: tuple[str, ...]) -> None:
     """Names alone: a pattern from a stranger can take for ever."""
-    if len(modules) > MAX_ITEMS:
-        raise invalid(param, f"at most {MAX_ITEMS}")
+    if len(modules) > MAX_ITEMS or sum(map(len, modules)) > MAX_CHARS:
+        raise invalid(param, f"at most {MAX_ITEMS}, of {MAX_CHARS} characters together")
     for module in modules:
         if not _MODULE.fullmatch(module):
             raise invalid(param, f"{module[:100]!r} is not a module's name, all-linear or default")

@@ -35,6 +35,7 @@ def test_what_is_left_out(stand: Stand) -> None:
     assert job["method"] == {"type": "supervised", "supervised": {"hyperparameters": job["hyperparameters"]}}
     assert (job["promote"], job["gate"]) == ("auto", {"on": True, "minimum": None})
     assert (job["training"]["task"], job["training"]["max_length"]) == ("CAUSAL_LM", 100)
+    assert (job["training"]["lora"]["rank"], job["training"]["lora"]["alpha"]) == (8, 32.0)
     assert job["seed"] == job["training"]["seed"]
     assert create(stand).json()["seed"] != job["seed"]
 
@@ -70,6 +71,8 @@ def test_what_is_left_out(stand: Stand) -> None:
         ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised", None),
         ({"method": {"type": "supervised", "reinforcement": {}}}, "method.reinforcement", "unknown_field"),
         ({"training": {"learning_rate": 1e308}}, "training.learning_rate", None),
+        ({"training": {"lora": {"layers": [10**4000]}}}, "training.lora.layers", None),
+        ({"training": {"lora": {"target_modules": ["x" * 200] * 200}}}, "training.lora.target_modules", None),
         ({"training": {"beta": 101.0}}, "training.beta", None),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", None),
         ({"hyperparameters": {"n_epochs": 101}}, "hyperparameters.n_epochs", None),
