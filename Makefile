@@ -26,7 +26,7 @@ demo-stop: $(READY)
 # A file's tests stay in one process and share what they make. Those marked `alone` measure time: they come last,
 # when nothing else runs.
 test: $(READY)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(TEST_ENV) $(BIN)/python -m pytest -q --durations 20 -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m alone $$(grep -rl --include='test_*.py' pytest.mark.alone tests)
 
 # Everything at once on one server, for minutes; `test` does it for seconds.

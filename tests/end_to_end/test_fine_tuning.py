@@ -22,13 +22,12 @@ from training.tasks import Example, make_examples
 
 TASKS = ("shout", "spell", "greeter")
 """They train together, as three jobs; the first one is followed."""
-HELD_OUT = {task: make_examples(task, 40, split="held-out") for task in TASKS}
+HELD_OUT = {task: make_examples(task, 32, split="held-out") for task in TASKS}
 TRAINING = {
     "lora": {"rank": 4, "alpha": 8, "target_modules": "all-linear"},
     "steps": 60,
     "batch_size": 8,
     "learning_rate": 1e-2,
-    "evaluate_every": 15,
 }
 SECONDS = 200
 
@@ -64,7 +63,7 @@ def share(found: list[str], task: str) -> float:
     return sum(text == case.completion for text, case in zip(found, cases, strict=True)) / len(cases)
 
 
-def create(client: OpenAI, task: str) -> FineTuningJob:
+def create(client: OpenAI, task: str, **training: int) -> FineTuningJob:
     rows = make_examples(task, 600)
     return client.fine_tuning.jobs.create(
         model="base",
@@ -72,7 +71,7 @@ def create(client: OpenAI, task: str) -> FineTuningJob:
         validation_file=upload(client, rows[500:520]),
         suffix=task,
         seed=1,
-        extra_body={"training": TRAINING},
+        extra_body={"training": {**TRAINING, **training}},
     )
 
 
@@ -88,7 +87,8 @@ def test_from_files_to_live_adapters(url: str, tmp_path: Path) -> None:
     for task in TASKS:
         assert share(ask(client, "base", task), task) <= 0.1
 
-    job, *others = (create(client, task) for task in TASKS)
+    job = create(client, TASKS[0], evaluate_every=15)
+    others = [create(client, task, evaluate_every=60) for task in TASKS[1:]]
     told: dict[str, FineTuningJobEvent] = {}
     asked = False
     deadline = time.monotonic() + SECONDS
@@ -128,7 +128,6 @@ def test_from_files_to_live_adapters(url: str, tmp_path: Path) -> None:
     for task in TASKS:
         served = ask(client, f"{task}@1", task)
         assert share(served, task) >= 0.9
-        assert ask(client, task, task) == served  # the first version of a name is what the name means
         assert served == in_plain_peft(url, f"{task}@1", task, tmp_path / task)
     lineage = json.loads((tmp_path / TASKS[0] / "lineage.json").read_text())
     assert lineage["job"] == job.id
