@@ -24,7 +24,7 @@ from training.data.lines import decode, read_lines
         (b'{"a": "\xff"}', "invalid_utf8", "not UTF-8: byte 8 is 0xff"),
         (b'{"a": "\\ud83d"}', "invalid_utf8", "half a character"),
         ("{}".encode("utf-16"), "invalid_utf8", "looks like UTF-16"),
-        (gzip.compress(b"{}"), "invalid_utf8", "looks like gzip"),
+        (gzip.compress(b"{}", mtime=0), "invalid_utf8", "looks like gzip"),
         (None, "line_too_long", "longer than"),
     ],
 )
