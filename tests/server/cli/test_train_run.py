@@ -149,8 +149,8 @@ def test_what_is_not_given_is_the_presets_choice(multilora: Run, place: Path, tm
 def test_a_parent_keeps_its_own_shape(multilora: Run, place: Path, tmp_path: Path) -> None:
     assert trained(multilora, place, tmp_path / "first").code == 0
     words = ("--data", place / "train.jsonl", "--model", place / "base", "--steps", 1)
-    words += ("--parent", tmp_path / "first", "--output", tmp_path / "second")
-    ran = multilora("train", "run", *words)
+    again = ("--parent", tmp_path / "first", "--output", tmp_path / "second")
+    ran = multilora("train", "run", *words, *again)
     assert ran.code == 0, ran.err
     assert ran.err.startswith("modern: learning rate ")
     assert json.loads((tmp_path / "second" / "adapter_config.json").read_text())["r"] == 2
