@@ -12,7 +12,7 @@ from adapters.batch.native.build import load_library
 from tests.gpu import DEVICE  # before all that imports triton
 from tests.kit import Families
 
-pytest_plugins = ["tests.postgres"]
+pytest_plugins = ["tests.postgres", "tests.databases"]
 
 ROOT = Path(__file__).parents[1]
 LONGEST = (

@@ -23,7 +23,7 @@ from training.run.exact import StepNumbers
 from training.run.optimizer import make_optimizer, make_schedule
 from training.run.order import Order
 from training.run.prepare import LoadedBase, prepare_on
-from training.run.result import RunResult, TrainingError
+from training.run.result import RunResult, diverged
 from training.run.state import SavedState, save_state
 
 
@@ -153,8 +153,4 @@ class Member:
 
     def _check(self, what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise TrainingError(
-                "diverged",
-                f"{what} is {value} at step {self.step + 1}, at a learning rate of {self.numbers.rate:.2g} "
-                f"({self.spec.learning_rate:g} at most): lower the learning rate, or warm up for longer",
-            )
+            raise diverged(f"{what} is {value}", self.step + 1, self.numbers.rate, self.spec.learning_rate)

@@ -1,12 +1,12 @@
 """What a run would be: its parameters, memory and time, before anything is trained.
 
-`auto_spec` chooses a whole `TrainSpec` from facts by arithmetic alone; `read_base` gets the facts of a base
+`choose` makes a whole `TrainSpec` from facts by arithmetic alone; `read_base` gets the facts of a base
 from its config, without its weights. Importing this package does not import torch.
 """
 
 from __future__ import annotations
 
-from training.plan.auto import Chosen, auto_spec, choose
+from training.plan.auto import Chosen, choose
 from training.plan.batch import Batch, solve_batch
 from training.plan.facts import BaseFacts, Linear, RowFacts, read_base, read_rows
 from training.plan.memory import parse_memory
@@ -22,7 +22,6 @@ __all__ = [
     "Plan",
     "PresetName",
     "RowFacts",
-    "auto_spec",
     "choose",
     "make_plan",
     "parse_memory",

@@ -39,19 +39,6 @@ class Chosen:
     fits: bool | None
 
 
-def auto_spec(
-    base: BaseFacts,
-    rows: RowFacts,
-    preset: PresetName = "modern",
-    *,
-    cuda: bool = False,
-    gpu_bytes: int | None = None,
-    given: Mapping[str, Any] | None = None,
-) -> TrainSpec:
-    """`choose`'s spec."""
-    return choose(base, rows, preset, cuda=cuda, gpu_bytes=gpu_bytes, given=given).spec
-
-
 def choose(
     base: BaseFacts,
     rows: RowFacts,

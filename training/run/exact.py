@@ -27,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 from training.methods import load_trainable_state, trainable_state
 from training.run.optimizer import make_optimizer, make_schedule
 from training.run.order import EpochBatches, Order
-from training.run.result import TrainingError
+from training.run.result import diverged
 from training.run.state import SavedState, save_state
 from training.spec import TrainSpec
 
@@ -129,11 +129,7 @@ class Exact:
         loss, rate = float(self.numbers.loss), float(self.lr_scheduler.get_last_lr()[0])
         if not (math.isfinite(norm) and math.isfinite(loss)):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"a gradient is {norm}"
-            raise TrainingError(
-                "diverged",
-                f"{what} at step {self.state.global_step + 1}, at a learning rate of {rate:.2g} "
-                f"({self.spec.learning_rate:g} at most): lower the learning rate, or warm up for longer",
-            )
+            raise diverged(what, self.state.global_step + 1, rate, self.spec.learning_rate)
         self.numbers.loss, self.numbers.gradient_norm, self.numbers.rate = loss, norm, rate
         return norm
 

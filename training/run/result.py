@@ -21,6 +21,21 @@ class TrainingError(RuntimeError):
         self.code = code
 
 
+def diverged(what: str, step: int, rate: float, highest: float) -> TrainingError:
+    """What to say where a number is none any more.
+
+    Args:
+        what: such as `the loss is nan`.
+        step: the one that was to be taken, from 1.
+        rate, highest: learning rate of that step, and of the run.
+    """
+    return TrainingError(
+        "diverged",
+        f"{what} at step {step}, at a learning rate of {rate:.2g} ({highest:g} at most): "
+        "lower the learning rate, or warm up for longer",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingData:
     """The examples of a run. `files`: names and SHA-256 of where they come from, for the lineage."""

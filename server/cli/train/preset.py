@@ -38,21 +38,21 @@ def preset_fields(
     import torch
 
     from training.base import MODEL_DIR
-    from training.plan import auto_spec, read_base, read_rows
+    from training.plan import choose, read_base, read_rows
     from training.spec import spec_to_json
 
     base = places.get("model", str(MODEL_DIR))
     rows = read_rows(Path(places["data"]), base)
     cuda = fields.get("device") != "cpu" and torch.cuda.is_available()
     given = {**{name: value for name, value in fields.items() if name != "lora"}, **fields["lora"]}
-    spec = auto_spec(
+    spec = choose(
         read_base(base, given.get("task", rows.task), rows.classes),
         rows,
         arguments.preset,
         cuda=cuda,
         gpu_bytes=torch.cuda.mem_get_info()[1] if cuda else None,
         given=given,
-    )
+    ).spec
     chosen = spec_to_json(spec)
     lora = spec.lora
     shape = "" if "parent" in places else f"{lora.method} of rank {lora.rank}, alpha {lora.alpha:g}, "

@@ -12,11 +12,26 @@ from training.events import Advised, Evaluated, Event, Finished, Progress, Start
 _TEXT = 60
 
 
-class Bar:
-    """Shows what a run tells. On stderr, so that the output stays the command's own."""
+class Lines:
+    """Lines on stderr, so that the output stays the command's own; above a bar where there is one."""
 
     def __init__(self) -> None:
         self._bar: Any = None
+
+    def say(self, text: str) -> None:
+        if self._bar is None:
+            print(clean(text), file=sys.stderr, flush=True)
+        else:
+            self._bar.write(clean(text), file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Bar(Lines):
+    """Shows what a run tells."""
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -32,18 +47,6 @@ class Bar:
                 self.close()
             case _:
                 pass
-
-    def say(self, text: str) -> None:
-        """A line above the bar."""
-        if self._bar is None:
-            print(clean(text), file=sys.stderr, flush=True)
-        else:
-            self._bar.write(clean(text), file=sys.stderr)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
     def _start(self, event: Started) -> None:
         share = event.trainable_parameters / event.total_parameters

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
-from server.cli.text import clean
+from server.cli.train.progress import Lines
 from training.events import Event, Finished, Progress, Started
 
 
-class Tally:
-    """Hears of all runs. On stderr, so that the output stays the command's own."""
+class Tally(Lines):
+    """Hears of all runs."""
 
     def __init__(self, runs: int) -> None:
+        super().__init__()
         self._runs = runs
         self._taken: dict[str, int] = {}
         self._total = self._ended = 0
-        self._bar: Any = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -35,18 +34,6 @@ class Tally:
             case _:
                 return
         self._show()
-
-    def say(self, text: str) -> None:
-        """A line above the bar."""
-        if self._bar is None:
-            print(clean(text), file=sys.stderr, flush=True)
-        else:
-            self._bar.write(clean(text), file=sys.stderr)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
     def _show(self) -> None:
         if self._bar is None:

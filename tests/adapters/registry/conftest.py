@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +13,6 @@ from adapters.base import BaseSpec
 from adapters.registry.database import Database, sqlite_url
 from adapters.registry.registry import Registry
 from tests.adapters.conftest import LIMITS, AdapterFiles
-from tests.adapters.registry.access import migrated
 
 
 def _migrated(url: str) -> None:
@@ -76,21 +74,3 @@ def shop(tmp_path: Path, database_url: str | None, base: BaseSpec, files: Adapte
 @pytest.fixture
 def registry(shop: Shop) -> Registry:
     return shop.open()
-
-
-@pytest.fixture(scope="module")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "registry.sqlite3"
-    migrated(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def migrated_url(request: pytest.FixtureRequest, migrated_file: Path, tmp_path: Path) -> Iterator[str]:
-    """Of a database that has its tables."""
-    if request.param == "sqlite":
-        shutil.copy(migrated_file, tmp_path)
-        yield f"sqlite:///{tmp_path / migrated_file.name}"
-    else:
-        with request.getfixturevalue("postgres").database(migrated) as url:
-            yield url

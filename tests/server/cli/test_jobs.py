@@ -73,7 +73,7 @@ def test_a_job_is_listed_shown_paused_resumed_and_cancelled(ask: Run, data: Path
     assert row[:4] == [job, "validating_files", "tiny", f"ft-{job.removeprefix('ftjob-')[:12]}"]
     shown = ask("jobs", "show", job).out
     assert "dpo, CAUSAL_LM" in shown
-    assert "lora, rank 8, alpha 16" in shown
+    assert "lora, rank 8, alpha 32" in shown
     assert ask("jobs", "show", job, "--json").json["training_file"] == file
     assert ask("files", "rm", file).code == Exit.CONFLICT
     assert ask("jobs", "pause", job).out == f"{job} is paused\n"

@@ -23,7 +23,7 @@ from tests.server.cli.conftest import Ran, Run
 from tests.training.run.stand import after, examples, make_base, same_files
 from training.data import LabelledText, TextExample
 from training.folder import RunFolder
-from training.plan import auto_spec, read_base, read_rows
+from training.plan import choose, read_base, read_rows
 from training.spec import LoraSpec, TrainSpec, spec_to_json
 
 FLAGS = (
@@ -139,9 +139,9 @@ def test_what_is_not_given_is_the_presets_choice(multilora: Run, place: Path, tm
         base = str(place / "base")
         rows = read_rows(place / "train.jsonl", base)
         asked = {"rank": 2, "steps": 2}
-        planned = auto_spec(
+        planned = choose(
             read_base(base), rows, "modern" if preset == "modern" else "tutorial", given=asked
-        )
+        ).spec
         assert told == json.loads(json.dumps(spec_to_json(planned)))
     assert planned.lora.target_modules == "default"
 

@@ -9,16 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.methods.stand import Decoder, batches, begin, optimizer_of, spec_for, train_on
+from tests.training.methods.stand import batches, begin, optimizer_of, spec_for, train_on
 from training.methods import penalty, step_hook
 from training.methods.adalora import LEAST_STEPS, allocation, schedule
 
 SPEC = spec_for(method="adalora", target_modules=("q_proj", "v_proj"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Decoder("llama", tmp_path_factory.mktemp("adalora")).path
 
 
 @pytest.mark.parametrize(("rank", "steps", "wanted"), [(8, 1000, (12, 100, 300)), (1, 10, (2, 1, 3))])

@@ -8,19 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.methods.stand import Decoder, Seq2Seq, batches, begin, spec_for
+from tests.training.methods.stand import Seq2Seq, batches, begin, spec_for
 from training.methods import load_base, wrap
 from training.methods.calibration import accumulate_gradients
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("calibration")
-
-
-@pytest.fixture(scope="module")
-def base(folder: Path) -> Path:
-    return Decoder("llama", folder / "llama").path
 
 
 def inputs_of(model: Any, name: str, rows: list[dict[str, torch.Tensor]]) -> torch.Tensor:

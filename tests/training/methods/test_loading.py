@@ -15,11 +15,6 @@ from training.methods.loading import device_of
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("loading")
-
-
-@pytest.fixture(scope="module")
 def llama(folder: Path) -> Path:
     return Decoder("llama", folder / "llama").path
 

@@ -29,11 +29,6 @@ TARGETS = ("q_proj", "v_proj")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("parent")
-
-
-@pytest.fixture(scope="module")
 def base(folder: Path) -> Path:
     return Decoder("qwen2", folder / "qwen2").path
 

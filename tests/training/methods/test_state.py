@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.training.methods.stand import (
-    Decoder,
     QuantizedDecoder,
     batches,
     begin,
@@ -24,16 +23,6 @@ from training.methods import load_trainable_state, save, trainable_state
 from training.spec import Method, TrainSpec
 
 TARGETS = ("q_proj", "up_proj")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("state")
-
-
-@pytest.fixture(scope="module")
-def base(folder: Path) -> Path:
-    return Decoder("llama", folder / "llama").path
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import torch
 
 from tests.training.methods.stand import (
     LABELS,
-    Decoder,
     QuantizedDecoder,
     Seq2Seq,
     batches,
@@ -26,16 +25,6 @@ from training.methods import load_base, trainable_state, wrap
 from training.spec import LoraSpec, Method, TrainSpec
 
 TARGETS = ("q_proj", "v_proj")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("wrapping")
-
-
-@pytest.fixture(scope="module")
-def base(folder: Path) -> Path:
-    return Decoder("llama", folder / "llama").path
 
 
 @pytest.mark.parametrize("method", [method for method in get_args(Method) if method != "qlora"])

@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 
 from tests.training.plan.models import ROWS, base_of
-from training.plan.auto import BATCH_FIELDS, LORA_FIELDS, SPEC_FIELDS, auto_spec, choose
+from training.plan.auto import BATCH_FIELDS, LORA_FIELDS, SPEC_FIELDS, choose
 from training.spec import spec_from_json, spec_to_json
 
 GIB = 1024**3
 
 
 def test_a_spec_that_can_be_run() -> None:
-    spec = auto_spec(base_of("1B"), ROWS)
+    spec = choose(base_of("1B"), ROWS).spec
     assert spec_from_json(spec_to_json(spec)) == spec
     assert (spec.lora.target_modules, spec.lora.alpha, spec.learning_rate) == ("all-linear", 32.0, 4.9e-4)
     assert (spec.max_length, spec.batch_size, spec.precision) == (512, 16, "float32")
@@ -45,15 +45,15 @@ def test_what_is_asked_stays() -> None:
 
 def test_numbers_of_a_batch_that_contradict_are_refused() -> None:
     with pytest.raises(ValueError, match="is 16, not the effective batch 10"):
-        auto_spec(
+        choose(
             base_of("7B"),
             ROWS,
             given={"batch_size": 8, "accumulation": 2, "devices": 1, "effective_batch": 10},
         )
     with pytest.raises(ValueError, match="there is no ranks, rows to choose"):
-        auto_spec(base_of("7B"), ROWS, given={"rows": 8, "ranks": 2})
+        choose(base_of("7B"), ROWS, given={"rows": 8, "ranks": 2})
     with pytest.raises(ValueError, match="rank must be at least 1"):
-        auto_spec(base_of("7B"), ROWS, given={"rank": 0})
+        choose(base_of("7B"), ROWS, given={"rank": 0})
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_it_fits_the_card(size: str, card: int, method: str) -> None:
 
 def test_what_costs_least_time_is_tried_first() -> None:
     def on(card: int) -> tuple[int, bool, str]:
-        spec = auto_spec(base_of("7B"), replace(ROWS, longest=1024), cuda=True, gpu_bytes=card * GIB)
+        spec = choose(base_of("7B"), replace(ROWS, longest=1024), cuda=True, gpu_bytes=card * GIB).spec
         return spec.batch_size, spec.gradient_checkpointing, spec.lora.method
 
     assert on(141) == (16, False, "lora")
@@ -101,17 +101,17 @@ def test_without_a_card_a_pass_is_small_enough_for_any() -> None:
 
 
 def test_rows_for_preferences_and_classes_choose_their_task() -> None:
-    assert auto_spec(base_of("1B"), replace(ROWS, objective="dpo")).objective == "dpo"
-    assert auto_spec(base_of("1B"), replace(ROWS, task="SEQ_CLS")).task == "SEQ_CLS"
+    assert choose(base_of("1B"), replace(ROWS, objective="dpo")).spec.objective == "dpo"
+    assert choose(base_of("1B"), replace(ROWS, task="SEQ_CLS")).spec.task == "SEQ_CLS"
 
 
 def test_the_arithmetic_needs_no_torch() -> None:
     code = (
-        "import sys; from training.plan import BaseFacts, Linear, RowFacts, auto_spec; "
+        "import sys; from training.plan import BaseFacts, Linear, RowFacts, choose; "
         "linear = Linear('layers.0.q', 8, 8); "
         "base = BaseFacts('b', 'llama', 8, 1, 1, 8, 8, 16, 3, 9, 64, {'layers.0.q.weight': 64}, (linear,), "
         "everywhere=('layers.0.q',), active=64); "
-        "print(auto_spec(base, RowFacts(10, 100, 12, 50)).lora.rank, 'torch' in sys.modules)"
+        "print(choose(base, RowFacts(10, 100, 12, 50)).spec.lora.rank, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "8 False\n"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.plan.models import ROWS, base_of
 from training.base import MODEL_DIR
-from training.plan.auto import auto_spec
+from training.plan.auto import choose
 from training.plan.facts import RowFacts, read_base
 from training.plan.presets import HIGHEST_RATE, modern, modern_rate, tutorial, tutorial_rate
 from training.spec import Method
@@ -49,10 +49,10 @@ def test_the_rate_is_ten_times_that_of_full_training_by_width(size: str, rate: f
 @pytest.mark.parametrize(("method", "rank"), [("lora", 4), ("lora", 64), ("rslora", 4), ("rslora", 64)])
 def test_an_adapter_is_as_strong_whatever_its_method_divides_by(method: Method, rank: int) -> None:
     given = {"method": method, "rank": rank}
-    lora = auto_spec(base_of("1B"), ROWS, given=given).lora
+    lora = choose(base_of("1B"), ROWS, given=given).spec.lora
     divisor = rank**0.5 if method == "rslora" else rank
     assert lora.alpha / divisor == pytest.approx(32 / rank, rel=1e-2)
-    assert auto_spec(base_of("1B"), ROWS, given={**given, "alpha": 5.0}).lora.alpha == 5.0
+    assert choose(base_of("1B"), ROWS, given={**given, "alpha": 5.0}).spec.lora.alpha == 5.0
 
 
 def test_a_tiny_base_gets_a_rate_by_its_width_alone() -> None:
