@@ -29,24 +29,26 @@ SHIPPED = "shipped base, "
 """What the names of its cases begin with."""
 LARGEST = 200e6
 """Parameters of a base of which there is room for `ADAPTERS` copies in float32."""
+_QUICK_ADAPTERS = 2
 _ROUNDS = 3
 _WORDS = 64
 """Tokens of a row, about."""
 
 
 def measure_joint(bench: Bench) -> Rounds:
-    """Each case trains the same `ADAPTERS` adapters; ratios are of their `wall` and `peak`."""
+    """Each case trains the same `ADAPTERS` adapters; ratios are of their `wall` and `peak`.
+
+    A quick one leaves out the shipped base and most of the adapters: each process takes seconds to import.
+    """
     if cost(bench.shape).weights > LARGEST:
         return Rounds(
             notes=[f"a process each would need {ADAPTERS} copies of this base: see a smaller shape"]
         )
     shaped = _job(bench, str(_with_words(bench)), steps=4, batch=2)
     shipped = _job(bench, "", steps=100, batch=16)
-    cases = {
-        f"{prefix}{name}": case
-        for prefix, job in (("", shaped), (SHIPPED, shipped))
-        for name, case in _cases(bench, job).items()
-    }
+    cases = _cases(bench, shaped)
+    if not bench.quick:
+        cases |= {f"{SHIPPED}{name}": case for name, case in _cases(bench, shipped).items()}
     done = run_rounds(cases, min(bench.repeats, _ROUNDS), patience=bench.patience, warm=False)
     done.notes.append(
         f"{ADAPTERS} adapters of rank {bench.rank}; {shaped['steps']} steps of {shaped['batch']} rows each, "
@@ -69,14 +71,14 @@ def _job(bench: Bench, base: str, *, steps: int, batch: int) -> dict[str, Any]:
 
 
 def _cases(bench: Bench, job: dict[str, Any]) -> dict[str, Case]:
-    whole = range(ADAPTERS)
+    whole = range(_QUICK_ADAPTERS if bench.quick else ADAPTERS)
 
     def one(how: str, number: int) -> Figures:
         return _run(bench, {**job, "how": how, "seeds": [*whole]}, how.replace(" ", "-"))
 
     def each(number: int) -> Figures:
         jobs = [{**job, "how": TRAINER, "seeds": [seed], "threads": 1} for seed in whole]
-        with ThreadPoolExecutor(ADAPTERS) as pool:
+        with ThreadPoolExecutor(len(whole)) as pool:
             found = list(pool.map(lambda one: _run(bench, one, f"process-{one['seeds'][0]}"), jobs))
         return {
             "wall": max(figures["wall"] for figures in found),
