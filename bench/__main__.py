@@ -14,6 +14,7 @@ import torch
 from bench.adapter_load import measure_adapter_load
 from bench.chart import throughput_chart
 from bench.dora import measure_dora
+from bench.fine_tuning import measure_fine_tuning
 from bench.floor import measure_floor
 from bench.gpu import measure_gpu
 from bench.heartbeat import measure_heartbeat
@@ -24,7 +25,7 @@ from bench.lora_forms import measure_forms
 from bench.reports import read_reports, write_report
 from bench.rounds import Rounds, say
 from bench.setting import Bench, default_tokens
-from bench.shapes import SHAPES
+from bench.shapes import SHAPES, SHIPPED
 from bench.startup import measure_startup
 from bench.table import results_page
 from bench.throughput import measure_merged, measure_single, measure_throughput
@@ -49,8 +50,11 @@ ASIDE: dict[str, Callable[[Bench], Rounds]] = {
     "lora-forms": measure_forms,
     "gpu": measure_gpu,
     "training-beside": measure_training_beside,
+    "fine-tuning": measure_fine_tuning,
 }
 """Measured when named only."""
+_SHAPES = {"gpu": ["7b"], "fine-tuning": [SHIPPED]}
+"""Of the measures that have shapes of their own."""
 PAGE, CHART = "RESULTS.md", "throughput.svg"
 _QUICK_TOKENS = 4
 
@@ -69,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         work = options.work or Path(temporary)
         failed = [
             f"{name} {shape}"
-            for shape in options.shape or (["7b"] if options.what == "gpu" else ["135m", "0.5b"])
+            for shape in options.shape or _SHAPES.get(options.what, ["135m", "0.5b"])
             for name in names
             if not run_measure(name, _bench(options, shape, work), options.output)
         ]
@@ -85,8 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shape",
         action="append",
-        choices=[*SHAPES],
-        help="repeat for more; default: 135m and 0.5b; 7b for gpu",
+        choices=[*SHAPES, SHIPPED],
+        help="repeat for more; default: 135m and 0.5b, save for measures that have one of their own",
     )
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto")
     parser.add_argument("--repeats", type=int, default=5)

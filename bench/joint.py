@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ADAPTERS = 8
 TOGETHER, LOOP, TRAINER, PROCESSES = "together", "in turn", "in turn, by Trainer", "a process each"
-SHIPPED = "shipped base, "
+ON_SHIPPED = "shipped base, "
 """What the names of its cases begin with."""
 LARGEST = 200e6
 """Parameters of a base of which there is room for `ADAPTERS` copies in float32."""
@@ -44,11 +44,11 @@ def measure_joint(bench: Bench) -> Rounds:
         return Rounds(
             notes=[f"a process each would need {ADAPTERS} copies of this base: see a smaller shape"]
         )
-    shaped = _job(bench, str(_with_words(bench)), steps=4, batch=2)
+    shaped = _job(bench, str(bench.base), steps=4, batch=2)
     shipped = _job(bench, "", steps=100, batch=16)
     cases = _cases(bench, shaped)
     if not bench.quick:
-        cases |= {f"{SHIPPED}{name}": case for name, case in _cases(bench, shipped).items()}
+        cases |= {f"{ON_SHIPPED}{name}": case for name, case in _cases(bench, shipped).items()}
     done = run_rounds(cases, min(bench.repeats, _ROUNDS), patience=bench.patience, warm=False)
     done.notes.append(
         f"{ADAPTERS} adapters of rank {bench.rank}; {shaped['steps']} steps of {shaped['batch']} rows each, "
@@ -99,20 +99,6 @@ def _run(bench: Bench, job: dict[str, Any], name: str) -> Figures:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return found
-
-
-def _with_words(bench: Bench) -> Path:
-    """The base with a tokenizer that parts text at spaces."""
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import AutoTokenizer
-
-    folder = bench.folder / "base-words"
-    if not (folder / "tokenizer.json").is_file():
-        shutil.copytree(bench.base, folder, dirs_exist_ok=True)
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
-        tokenizer.save_pretrained(folder)
-    return folder
 
 
 def inside(job: dict[str, Any]) -> Figures:

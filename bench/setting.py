@@ -13,8 +13,9 @@ from typing import Any
 
 from bench.load import Workload, run_load
 from bench.rounds import WARM, Case, Figures
-from bench.shapes import SHAPES, make_adapter, make_base
+from bench.shapes import SHAPES, SHIPPED, make_adapter, make_base
 from server.spawn import serving
+from training.base import MODEL_DIR
 
 WIDE = 32
 """Clients of the wide cases."""
@@ -54,7 +55,7 @@ class Bench:
 
     @property
     def base(self) -> Path:
-        return make_base(self.shape, self.folder / "base")
+        return MODEL_DIR if self.shape == SHIPPED else make_base(self.shape, self.folder / "model")
 
     @property
     def vocabulary(self) -> int:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+SHIPPED = "shipped"
+"""The base of the repository in place of a shape."""
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "135m": (
         "llama",
@@ -70,7 +72,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_base(shape: str, folder: Path) -> Path:
-    """A bfloat16 model folder with a word-per-id tokenizer. Made once; `folder` is returned."""
+    """A bfloat16 model folder whose tokenizer has a word per id, `t0`, `t1`, ... Made once, and returned."""
     if (folder / "config.json").is_file():
         return folder
     model_type, fields = SHAPES[shape]
@@ -79,6 +81,7 @@ def make_base(shape: str, folder: Path) -> Path:
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     vocabulary = {f"t{index}": index for index in range(fields["vocab_size"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t2", unk_token="t0").save_pretrained(
         folder

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bench.dora import DORA, LORA
+from bench.fine_tuning import TASKS
 from bench.floor import case_name
 from bench.gpu import BATCHES
-from bench.joint import LOOP, PROCESSES, SHIPPED, TOGETHER, TRAINER
+from bench.joint import LOOP, ON_SHIPPED, PROCESSES, TOGETHER, TRAINER
 from bench.load import median
 from bench.reports import Cases, Reports
 from bench.rounds import ratios, values
+from bench.shapes import SHIPPED
 from bench.throughput import BESIDE_VLLM, VLLM_BASE, VLLM_MIXED
 from bench.training_beside import ALONE, BESIDE, UNBOUNDED
 
@@ -208,9 +210,26 @@ def targets() -> list[Target]:
                 lambda cases, job=job, figure=figure: ratios(cases, job, ALONE, figure),  # type: ignore[misc]
                 {},
             )
+        steps = _figure(job, "steps_per_second")
+        add(f"steps of {job} beside these requests", "training-beside", steps, {}, unit="/s")
     add("start to ready, base", "startup", _figure("base", "ready"), {}, unit=" s")
     add("start to ready, 8 adapters", "startup", _figure("8 adapters", "ready"), {}, unit=" s")
-    return rows + _joint_targets() + _gpu_targets()
+    return rows + _training_targets() + _joint_targets() + _gpu_targets()
+
+
+def _training_targets() -> list[Target]:
+    """What a tenant who trains gets."""
+    figures: tuple[tuple[str, str, float | None, bool, str], ...] = (
+        ("training", "training", 60, False, " s"),
+        ("from the upload to a live adapter", "seconds_to_live", None, False, " s"),
+        ("held-out exact match of the base", "base", 0.1, False, ""),
+        ("held-out exact match of the adapter", "adapter", 0.9, True, ""),
+    )
+    return [
+        Target(f"a job, {task}: {text}", "fine-tuning", SHIPPED, _figure(task, figure), bound, at_least, unit)
+        for task in TASKS
+        for text, figure, bound, at_least, unit in figures
+    ]
 
 
 def _joint_targets() -> list[Target]:
@@ -231,7 +250,7 @@ def _joint_targets() -> list[Target]:
             ),
             None,
         )
-        for prefix, where in (("", ""), (SHIPPED, " on the shipped base"))
+        for prefix, where in (("", ""), (ON_SHIPPED, " on the shipped base"))
         for text, other, figure, what in others
     ]
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import random
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from bench.load import TIMEOUT, ask, median, random_prompt
 from bench.rounds import WARM, Case, Figures, Rounds, run_rounds
@@ -33,17 +28,16 @@ _STEPS = "multilora_training_steps"
 
 
 def measure_training_beside(bench: Bench) -> Rounds:
-    """Requests come at a steady pace, one in the time that one takes alone: first tokens, and gaps between.
+    """Requests come at a steady pace, one in twice the time that one takes alone: first tokens, and gaps.
 
     The cases `no job` and `a job` are on one server as it is by default; `a job at nice 0 with all threads`
     is on another, with `--training-nice 0` and as many `--training-threads` as there are cores.
     """
-    base = _with_words(bench)
     everything = ["--training-nice", "0", "--training-threads", str(threads())]
     with ExitStack() as stack:
-        url = stack.enter_context(bench.serving("beside", {}, "--model", str(base)))
-        other = stack.enter_context(bench.serving("unbounded", {}, "--model", str(base), *everything))
-        pace = _alone(url, bench)
+        url = stack.enter_context(bench.serving("beside", {}))
+        other = stack.enter_context(bench.serving("unbounded", {}, *everything))
+        pace = 2 * _alone(url, bench)
         cases = {
             ALONE: _case(url, bench, pace, None),
             BESIDE: _case(url, bench, pace, _upload(url)),
@@ -167,22 +161,3 @@ def _metric(url: str, name: str) -> float:
     text = httpx.get(f"{url}/metrics", timeout=TIMEOUT).text
     families = text_string_to_metric_families(text)
     return sum(sample.value for family in families if family.name == name for sample in family.samples)
-
-
-def _with_words(bench: Bench) -> Path:
-    """The base with a tokenizer that reads words, as training data is text."""
-    folder = bench.folder / "base-words"
-    if not folder.is_dir():
-        half = folder.with_suffix(".part")
-        shutil.rmtree(half, ignore_errors=True)
-        shutil.copytree(bench.base, half, copy_function=os.link)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (half / name).unlink()
-        vocabulary = {f"t{index}": index for index in range(bench.vocabulary)}
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        tokenizer.decoder = decoders.Fuse()
-        words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t2", unk_token="t0")
-        words.save_pretrained(half)
-        half.rename(folder)
-    return folder

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench import joint
-from bench.joint import ADAPTERS, LOOP, PROCESSES, SHIPPED, TOGETHER, TRAINER, inside, measure_joint
+from bench.joint import ADAPTERS, LOOP, ON_SHIPPED, PROCESSES, TOGETHER, TRAINER, inside, measure_joint
 from bench.rounds import Figures
 from bench.setting import Bench
 from bench.targets import targets
@@ -20,7 +20,8 @@ def test_a_base_too_large_for_a_process_each_is_left_out(tmp_path: Path) -> None
     assert "smaller shape" in done.notes[0]
 
 
-def test_every_case_trains_all_adapters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_case_trains_all_adapters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: bool) -> None:
     asked: list[dict[str, Any]] = []
 
     def child(module: str, job: dict[str, Any], folder: Path) -> Figures:
@@ -30,13 +31,14 @@ def test_every_case_trains_all_adapters(monkeypatch: pytest.MonkeyPatch, tmp_pat
         return {"wall": 1.0 + job["seeds"][0], "peak": 2.0, "loss": 3.0}
 
     monkeypatch.setattr(joint, "run_child", child)
-    done = measure_joint(Bench("tiny", tmp_path, repeats=1, quick=True))
+    done = measure_joint(Bench("tiny", tmp_path, repeats=1, quick=quick))
     ways = (TOGETHER, LOOP, TRAINER, PROCESSES)
-    assert list(done.cases) == [*ways, *(f"{SHIPPED}{way}" for way in ways)]
-    assert len(asked) == 2 * (3 + ADAPTERS)
-    assert all(len(job["seeds"]) == ADAPTERS for job in asked if "threads" not in job)
+    bases, count = (("",), 2) if quick else (("", ON_SHIPPED), ADAPTERS)
+    assert list(done.cases) == [f"{base}{way}" for base in bases for way in ways]
+    assert len(asked) == len(bases) * (3 + count)
+    assert all(len(job["seeds"]) == count for job in asked if "threads" not in job)
     (processes,) = done.cases[PROCESSES]
-    assert (processes["wall"], processes["peak"], processes["loss"]) == (8.0, 16.0, 3.0)
+    assert (processes["wall"], processes["peak"], processes["loss"]) == (count, 2.0 * count, 3.0)
 
 
 def test_all_ways_end_with_the_same_losses(tmp_path: Path) -> None:
