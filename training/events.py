@@ -73,10 +73,14 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint is complete in `folder`: a PEFT folder, with all that a resume needs beside it."""
+    """A checkpoint is complete in `folder`: a PEFT folder, with all that a resume needs beside it.
+
+    `planned`: it would also be there if nobody had stopped the run.
+    """
 
     step: int
     folder: str
+    planned: bool = True
 
 
 @dataclass(frozen=True, slots=True)

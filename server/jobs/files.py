@@ -8,10 +8,13 @@ without a row, which `sweep` removes. A file whose time is over stays while a jo
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -24,6 +27,7 @@ from adapters.registry.database import Database, Write
 from adapters.registry.records import Caller
 from adapters.registry.rows import quota_of
 from server.jobs.errors import Conflict, NotThere, OverQuota
+from server.jobs.queue import Along, nothing
 from server.jobs.records import UNFINISHED, Job, Purpose, TrainingFile, is_file_id, new_id
 from server.jobs.rows import file_of, find_file, is_kept, plain
 from server.jobs.schema import FILES, JOBS
@@ -32,6 +36,23 @@ SETTLED_SECONDS = 3600.0
 """What was written to the store so shortly ago may get its row yet."""
 _WINDOW = 16 * 1024**2
 _PART = ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Files whose contents are there. `enter` writes their rows, as part of another transaction."""
+
+    ids: tuple[str, ...] = ()
+    enter: Along = nothing
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What is in its place under `id`."""
+
+    id: str
+    size: int
+    sha256: str
 
 
 class Files:
@@ -86,14 +107,35 @@ class Files:
             OverQuota: the tenant, or the server, has as many bytes as it may have.
             TenantNotFound: the tenant was removed meanwhile.
         """
-        return self._add(caller, content, filename, "fine-tune", expires_after, bounded=True)
+        with self._placed(content) as (placed,), self._database.write() as write:
+            self._check(write.connection, caller.tenant, placed.size)
+            return self._enter(write, caller, placed, filename, "fine-tune", expires_after)
 
-    def keep_results(self, job: Job, text: str) -> TrainingFile:
-        """A file of what `job` measured, in its tenant, whatever that may store."""
-        part = self._folder / f"{job.id}{_PART}"
-        part.write_text(text)
-        owner = Caller(job.tenant, job.actor)
-        return self._add(owner, part, "step_metrics.csv", "fine-tune-results", None, bounded=False)
+    @contextmanager
+    def results(self, job: Job, contents: Mapping[str, bytes]) -> Iterator[Results]:
+        """Files that `job` gives, by their names, in its tenant, whatever that may store.
+
+        Those that were not entered when the block ends are gone.
+        """
+        owner, entered = Caller(job.tenant, job.actor), False
+        parts = [self._folder / f"{job.id}-{number}{_PART}" for number in range(len(contents))]
+
+        def enter(write: Write) -> None:
+            nonlocal entered
+            entered = True
+            for name, content in zip(contents, placed, strict=True):
+                self._enter(write, owner, content, name, "fine-tune-results", None)
+
+        try:
+            for part, content in zip(parts, contents.values(), strict=True):
+                part.write_bytes(content)
+            with self._placed(*parts) as placed:
+                yield Results(tuple(content.id for content in placed), enter)
+                if not entered:
+                    self._remove_contents(placed)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
 
     def get(self, caller: Caller, file_id: str) -> TrainingFile:
         """One file.
@@ -179,46 +221,49 @@ class Files:
         self._remove_orphans()
         return tuple(gone)
 
-    def _add(
-        self,
-        caller: Caller,
-        content: Path,
-        filename: str,
-        purpose: Purpose,
-        expires_after: float | None,
-        *,
-        bounded: bool,
-    ) -> TrainingFile:
-        size, sha256 = content.stat().st_size, _sha256(content)
-        file_id = new_id("file")
+    @contextmanager
+    def _placed(self, *contents: Path) -> Iterator[list[_Content]]:
+        """Contents in their places, for a block that writes their rows; gone again if it raises."""
+        found = [_Content(new_id("file"), path.stat().st_size, _sha256(path)) for path in contents]
+        ids = {content.id for content in found}
         with self._lock:
-            self._coming.add(file_id)
+            self._coming |= ids
         try:
-            self._place(content, file_id)
-            with self._database.write() as write:
-                if bounded:
-                    self._check(write.connection, caller.tenant, size)
-                values = {
-                    "id": file_id,
-                    "number": write.revision,
-                    "tenant": caller.tenant,
-                    "filename": plain(filename),
-                    "purpose": purpose,
-                    "bytes": size,
-                    "sha256": sha256,
-                    "created": write.now,
-                    "expires": None if expires_after is None else write.now + expires_after,
-                    "replica": self._replica if self._store is None else "",
-                }
-                write.connection.execute(insert(FILES).values(values))
-                write.audit(caller, "file.create", file_id, None, {"bytes": size, "sha256": sha256})
-            return TrainingFile(**values)  # type: ignore[arg-type]
+            for path, content in zip(contents, found, strict=True):
+                self._place(path, content.id)
+            yield found
         except BaseException:
-            self._remove_content(file_id)
+            self._remove_contents(found)
             raise
         finally:
             with self._lock:
-                self._coming.discard(file_id)
+                self._coming -= ids
+
+    def _enter(
+        self,
+        write: Write,
+        caller: Caller,
+        content: _Content,
+        filename: str,
+        purpose: Purpose,
+        expires_after: float | None,
+    ) -> TrainingFile:
+        values = {
+            "id": content.id,
+            "number": write.revision,
+            "tenant": caller.tenant,
+            "filename": plain(filename),
+            "purpose": purpose,
+            "bytes": content.size,
+            "sha256": content.sha256,
+            "created": write.now,
+            "expires": None if expires_after is None else write.now + expires_after,
+            "replica": self._replica if self._store is None else "",
+        }
+        write.connection.execute(insert(FILES).values(values))
+        after: dict[str, object] = {"bytes": content.size, "sha256": content.sha256}
+        write.audit(caller, "file.create", content.id, None, after)
+        return TrainingFile(**values)  # type: ignore[arg-type]
 
     def _check(self, connection: Connection, tenant: str, size: int) -> None:
         total = func.coalesce(func.sum(FILES.c.bytes), 0)
@@ -260,6 +305,10 @@ class Files:
             raise RegistryUnavailable(f"the store gives another content of {file_id} than was put there")
         os.replace(part, path)
 
+    def _remove_contents(self, contents: list[_Content]) -> None:
+        for content in contents:
+            self._remove_content(content.id)
+
     def _remove_content(self, file_id: str) -> None:
         with suppress(FileNotFoundError):
             (self._folder / file_id).unlink()
@@ -281,6 +330,11 @@ class Files:
         for file_id in settled - coming - known:
             if self._store is not None and is_file_id(file_id):
                 self._store.delete(file_id)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or what this server may have of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _needs(file_id: str) -> ColumnElement[bool]:

@@ -29,6 +29,13 @@ MAX_ATTEMPTS = 5
 """Claims of a job that may end without a word, and without a new checkpoint, before it has failed."""
 _LOST = Failure("worker_lost", f"the process that trained the job ended {MAX_ATTEMPTS} times without a word")
 
+Along = Callable[[Write], None]
+"""Writes what is written together with a job's end, or not at all."""
+
+
+def nothing(write: Write) -> None:
+    """Writes no more than that."""
+
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
@@ -188,6 +195,7 @@ class Queue:
         fine_tuned_model: str,
         trained_tokens: int | None = None,
         result_files: Sequence[str] = (),
+        along: Along = nothing,
     ) -> bool:
         """The result is published. False also where the job was cancelled before: then take it back."""
         with self._database.write() as write:
@@ -204,15 +212,19 @@ class Queue:
                 trained_tokens=trained_tokens,
                 result_files=list(result_files),
             )
+            along(write)
         return True
 
-    def fail(self, job_id: str, error: Failure) -> bool:
+    def fail(
+        self, job_id: str, error: Failure, result_files: Sequence[str] = (), along: Along = nothing
+    ) -> bool:
         """It can't be done, and whose fault that is."""
         with self._database.write() as write:
             row = self._mine(write, job_id)
             if row is None or row["status"] == "cancelled":
                 return False
-            _fail(write, job_id, error)
+            _fail(write, job_id, error, result_files)
+            along(write)
         return True
 
     def stopped(self, job_id: str) -> bool:
@@ -340,9 +352,9 @@ def _release(write: Write, row: RowMapping, **values: Any) -> None:
     change_job(write.connection, row["id"], replica="", estimated_finish=None, **values)
 
 
-def _fail(write: Write, job_id: str, error: Failure) -> None:
+def _fail(write: Write, job_id: str, error: Failure, result_files: Sequence[str] = ()) -> None:
     insert_event(write, job_id, error.message, "error", data={"code": error.code, "fault": error.fault})
-    _end(write, job_id, "failed", error=error_to_json(error))
+    _end(write, job_id, "failed", error=error_to_json(error), result_files=list(result_files))
 
 
 def _end(write: Write, job_id: str, status: str, **values: Any) -> None:

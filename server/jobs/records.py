@@ -66,6 +66,8 @@ class JobRequest:
         promote: whether the name moves to the result; see the registry's `Promote`.
         gate: whether the result must pass the evaluation gate.
         gate_minimum: the score that it must reach at least.
+        most_rank: the rank is chosen when the data is known, and is no higher; None: it was asked.
+        alpha_follows: whether alpha goes with that rank.
     """
 
     model: str
@@ -82,6 +84,8 @@ class JobRequest:
     gate: bool = True
     gate_minimum: float | None = None
     metadata: Mapping[str, str] | None = None
+    most_rank: int | None = None
+    alpha_follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

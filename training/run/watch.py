@@ -112,8 +112,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self._advise()
         if not self.reason and self._stop():
             self.reason = "stopped"
-        if self.reason or step % self._save_every == 0 or (best and spec.patience is not None):
-            self._checkpoint(step)
+        planned = step % self._save_every == 0 or (best and spec.patience is not None)
+        if self.reason or planned:
+            self._checkpoint(step, planned or self.reason != "stopped")
         if self.reason:
             control.should_training_stop = True
 
@@ -152,11 +153,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         while (advice := advise(self._journal.past, self._trainer.spec)) is not None:
             self._journal.tell(advice)
 
-    def _checkpoint(self, step: int) -> None:
+    def _checkpoint(self, step: int, planned: bool) -> None:
         folder = write_checkpoint(
             self._run,
             step,
             self._save,
             lambda folder: self._trainer.save_state(folder, asdict(self.standing)),
         )
-        self._journal.tell(Saved(step, str(folder)))
+        self._journal.tell(Saved(step, str(folder), planned))

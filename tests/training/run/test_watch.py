@@ -115,6 +115,14 @@ def test_it_is_stopped_after_a_step_and_saved(tmp_path: Path) -> None:
     assert (watch.reason, watch.step, steps(told, Saved)) == ("stopped", 4, [4])
 
 
+@pytest.mark.parametrize(("stop_at", "planned"), [(3, [True]), (4, [True, False]), (10, [True] * 4)])
+def test_a_checkpoint_says_whether_it_is_only_there_because_of_the_stop(
+    stop_at: int, planned: list[bool], tmp_path: Path
+) -> None:
+    _, told, _ = taken(tmp_path, TrainSpec(save_every=3), stop_at=stop_at)
+    assert [event.planned for event in told.of(Saved)] == planned
+
+
 def test_to_stop_at_the_last_step_is_to_be_done(tmp_path: Path) -> None:
     watch, _, _ = taken(tmp_path, TrainSpec(), stop_at=10)
     assert watch.reason == "done"
