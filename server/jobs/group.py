@@ -20,7 +20,8 @@ from server.jobs.publication import RETRY_SECONDS
 from server.jobs.queue import NewEvent
 from server.jobs.records import EventType, Job
 from server.jobs.site import Entry, Site
-from training.events import Event, Progress, Saved, event_from_json
+from server.jobs.slice import Slice, note_checkpoint, turn_end
+from training.events import Event, Finished, Progress, Saved, event_from_json
 from training.protocol import Failure, GateWork, JobWork
 
 log = logging.getLogger(__name__)
@@ -40,16 +41,31 @@ class Group:
         died: the process ended before its jobs did.
     """
 
-    def __init__(self, site: Site, outcomes: Outcomes, jobs: Sequence[Job], *, check: bool = False) -> None:
+    def __init__(
+        self,
+        site: Site,
+        outcomes: Outcomes,
+        jobs: Sequence[Job],
+        joins: Callable[[Job], bool],
+        *,
+        check: bool = False,
+    ) -> None:
         """
         Args:
+            joins: whether another job could train together with these.
             check: only see whether their data is good.
         """
         self.died = False
         self._check = check
         self._site, self._outcomes = site, outcomes
         self._entries = {job.id: Entry(job, (), job.attempts) for job in jobs}
+        self._slice = Slice(site, joins)
         self._beat = 0.0
+
+    @property
+    def given_way(self) -> set[str]:
+        """Ids of the jobs that were told to stop for others."""
+        return {job_id for job_id, entry in self._entries.items() if entry.gives_way}
 
     def run(self) -> None:
         """Until all of them have ended, wait for another turn, or were given up."""
@@ -120,6 +136,8 @@ class Group:
                 deadline = time.monotonic() + STOP_SECONDS
                 for entry in self._entries.values():
                     self._stop(entry)
+            if runs and self._slice.is_over(self._entries.values()):
+                self._give_way()
             if runs and (time.monotonic() > deadline or self._nobody_waits()):
                 self._process.kill()
 
@@ -145,6 +163,13 @@ class Group:
             entries[job_id].order = order
             if order != "run":
                 self._stop(entries[job_id])
+
+    def _give_way(self) -> None:
+        """Have all that still train save, and wait for their next turn."""
+        for entry in self._entries.values():
+            if entry.trains:
+                entry.gives_way = True
+                self._stop(entry)
 
     def _stop(self, entry: Entry) -> None:
         if not entry.asked_to_stop and not entry.ended:
@@ -180,9 +205,15 @@ class Group:
     def _told(self, entry: Entry, event: Event) -> None:
         if isinstance(event, Progress):
             self._site.metrics.training_steps.inc()
+            self._slice.step()
+        if isinstance(event, Finished):
+            entry.trained = event.reason != "stopped"
         if isinstance(event, Saved):
-            metrics = entry.telling.metrics(event.step)
-            self._later(entry, partial(self._outcomes.checkpoint, entry, event.step, metrics))
+            ends_turn = entry.gives_way and not event.planned
+            note_checkpoint(self._site.run_of(entry.job.id), event.step, ends_turn=ends_turn)
+            if not ends_turn:  # others are not to cost the job its quota of versions
+                metrics = entry.telling.metrics(event.step)
+                self._later(entry, partial(self._outcomes.checkpoint, entry, event.step, metrics))
         elif (told := entry.telling.hear(event)) is not None:
             kind: EventType = "metrics" if told.is_metrics else "message"
             entry.said.append(NewEvent(told.message, told.level, kind, told.data))
@@ -222,9 +253,10 @@ class Group:
     def _publish_missing(self, entry: Entry) -> None:
         """Checkpoints that were whole when a server ended, and not published yet."""
         job_id = entry.job.id
+        run = self._site.run_of(job_id)
         known = {checkpoint.step for checkpoint in self._site.jobs.checkpoints(LOCAL, job_id, limit=_ALL)}
-        for step in self._site.run_of(job_id).steps():
-            if step not in known:
+        for step in run.steps():
+            if step not in known and step != turn_end(run):
                 self._later(entry, partial(self._outcomes.checkpoint, entry, step, {"step": step}))
 
     def _lose(self) -> None:

@@ -104,7 +104,7 @@ class Outcomes:
 
     def released(self, entry: Entry) -> None:
         """It is paused or cancelled, or waits for its next turn."""
-        self._site.jobs.stopped(entry.job.id)
+        self._site.jobs.stopped(entry.job.id, for_others=entry.gives_way)
         if entry.order == "cancel":
             self._ended(entry, "cancelled")
 

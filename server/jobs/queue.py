@@ -4,27 +4,32 @@ A job that somebody works on has that server's name in `replica`. Only that serv
 gives the claim back or is silent for `LOST_SECONDS`. A job that is paused or cancelled changes its status at
 once and keeps its claim until the worker has stopped, so that nobody else begins with the same job before.
 
+Of a job that has trained `keeper` says whose disk has its newest state. The others leave it alone as long as
+that server lives: they would have to begin it anew.
+
 All changes are serial, on both databases and across servers (see `Database`), so no two claim one job.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, func, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, insert, or_, select, update
 
 from adapters.registry.database import Database, Write
 from server.jobs.records import Checkpoint, EventType, Job, JobRequest, Level, Order, part_id
 from server.jobs.rows import change_job, error_to_json, insert_event, job_of, job_row, request_to_json
 from server.jobs.schema import CHECKPOINTS, JOBS
+from server.jobs.turns import Turn, Waiting, next_check, pairs, whose_turn
 from training.protocol import Failure
 
 LOST_SECONDS = 60.0
 """After so long without a heartbeat a claim is given to others. By the clocks of the servers."""
+KEEP_SECONDS = 15.0
+"""Between two signs of life for the jobs that a server keeps and does not work on."""
 MAX_ATTEMPTS = 5
 """Claims of a job that may end without a word, and without a new checkpoint, before it has failed."""
 _LOST = Failure("worker_lost", f"the process that trained the job ended {MAX_ATTEMPTS} times without a word")
@@ -66,19 +71,19 @@ class Queue:
         self.wake: Callable[[], None] = lambda: None
 
     def recover(self) -> tuple[str, ...]:
-        """At the start: what this server worked on when it ended waits again."""
+        """At the start: what this server worked on when it ended waits again, and is kept for it."""
         before = and_(JOBS.c.replica == self.replica, JOBS.c.beat < self._opened)
         with self._database.write() as write:
             found = write.connection.execute(select(JOBS).where(before)).mappings().all()
             for row in found:
                 _lose(write, row, "The server was started again.")
+            write.connection.execute(update(JOBS).where(self._kept()).values(beat=write.now))
         return tuple(row["id"] for row in found)
 
     def claim(self, limit: int = 1, accept: Callable[[Job], bool] = lambda job: True) -> tuple[Job, ...]:
         """Take up to `limit` queued jobs, now `running`; call `heartbeat` before, and often after.
 
-        The next one is the oldest of the tenant that has the fewest running, and among those of the tenant
-        that was served longest ago: nobody waits behind another tenant's hundred.
+        They are taken in turns (`Waiting`): nobody waits behind another tenant's hundred.
 
         Args:
             accept: whether a job is taken now; it waits on otherwise.
@@ -88,21 +93,16 @@ class Queue:
         with self._database.write() as write:
             self._expire(write)
             claimed: list[Job] = []
-            waiting = _Waiting(write.connection, self._claimable("queued"))
+            waiting = Waiting(write.connection, self._claimable("queued"))
             while len(claimed) < limit and (job := waiting.take(accept)) is not None:
-                insert_event(
-                    write, job.id, "Fine-tuning job started" if not job.resume else "The job goes on"
-                )
-                self._hold(
-                    write, job, status="running", started=job.started or write.now, turn=write.revision
-                )
+                self._tell_start(write, job)
+                values = {"status": "running", "keeper": self.replica, "turn": write.revision}
+                self._hold(write, job, started=job.started or write.now, **values)
                 claimed.append(_load(write.connection, job.id))
         return tuple(claimed)
 
     def claim_check(self, but: Collection[str] = ()) -> Job | None:
-        """Take a job whose files nobody has looked at yet; end with `checked` or `fail`.
-
-        It is the oldest of the tenant that has the fewest looked at now.
+        """Take a job whose files nobody has looked at yet (`next_check`); end with `checked` or `fail`.
 
         Args:
             but: ids of jobs that are left for later.
@@ -112,7 +112,7 @@ class Queue:
         with self._database.write() as write:
             self._expire(write)
             waiting = and_(self._claimable("validating_files"), JOBS.c.id.not_in([*but]))
-            number = _next_check(write.connection, waiting)
+            number = next_check(write.connection, waiting)
             if number is None:
                 return None
             query = select(JOBS).where(waiting, JOBS.c.number == number)
@@ -121,7 +121,7 @@ class Queue:
             return _load(write.connection, row["id"])
 
     def heartbeat(self, ids: Collection[str], finish: Mapping[str, float] | None = None) -> dict[str, Order]:
-        """Keep the claims on these jobs; what is to be done with each.
+        """Keep the claims on these jobs, as `keep` does for others; what is to be done with each.
 
         Args:
             finish: when they will probably be done, Unix time in seconds.
@@ -136,7 +136,32 @@ class Queue:
                     values = {"estimated_finish": finish[job_id]} if finish and job_id in finish else {}
                     change_job(write.connection, job_id, beat=write.now, **values)
                     orders[job_id] = _ORDERS.get(row["status"], "run")
+            late = self._kept(write.now - KEEP_SECONDS)
+            write.connection.execute(update(JOBS).where(late).values(beat=write.now))
         return orders
+
+    def keep(self) -> None:
+        """Say that this server lives, for the waiting and paused jobs whose state it has; call it often."""
+        late = self._kept(time.time() - KEEP_SECONDS)
+        with self._database.read() as connection:
+            if connection.execute(select(JOBS.c.id).where(late).limit(1)).first() is None:
+                return
+        with self._database.write() as write:
+            write.connection.execute(update(JOBS).where(late).values(beat=write.now))
+
+    def whose_turn(self, ids: Collection[str], joins: Callable[[Job], bool] | None = None) -> Turn:
+        """Whether jobs that this server has trained for a while stop for `others`; `again` is a new turn.
+
+        Args:
+            joins: whether a job that waits could train together with them; None: there is no room.
+        """
+        with self._database.read() as connection:
+            turn = whose_turn(connection, self._claimable("queued"), ids, joins)
+        if turn == "again":
+            mine = and_(JOBS.c.id.in_([*ids]), JOBS.c.replica == self.replica)
+            with self._database.write() as write:
+                write.connection.execute(update(JOBS).where(mine).values(turn=write.revision))
+        return turn
 
     def checked(self, job_id: str, request: JobRequest) -> bool:
         """The files are good; `request` is what it was with all that was `auto` settled."""
@@ -227,13 +252,19 @@ class Queue:
             along(write)
         return True
 
-    def stopped(self, job_id: str) -> bool:
-        """The worker has saved and stopped as told, or because the server ends: a running job waits again."""
+    def stopped(self, job_id: str, *, for_others: bool = False) -> bool:
+        """The worker has saved and stopped as told, or because the server ends: a running job waits again.
+
+        Args:
+            for_others: it gave way to others that wait.
+        """
         with self._database.write() as write:
             row = self._mine(write, job_id)
             if row is None:
                 return False
-            _release(write, row, attempts=max(0, row["attempts"] - 1))
+            if for_others and row["status"] == "running":
+                insert_event(write, job_id, "The job waits for its next turn: others wait too.")
+            _release(write, row, attempts=max(0, row["attempts"] - 1), beat=write.now)
         self.wake()
         return True
 
@@ -243,35 +274,60 @@ class Queue:
             row = self._mine(write, job_id)
             if row is None:
                 return False
-            _lose(write, row, reason)
+            _lose(write, row, reason, beat=write.now)
         self.wake()
         return True
 
     def counts(self) -> dict[str, int]:
         """How many jobs there are of each status, of all tenants and bases."""
         with self._database.read() as connection:
-            return _pairs(connection, select(JOBS.c.status, func.count()).group_by(JOBS.c.status))
+            return pairs(connection, select(JOBS.c.status, func.count()).group_by(JOBS.c.status))
 
     def _is_any(self, status: str) -> bool:
         """Whether to begin a transaction at all."""
-        stale = and_(JOBS.c.replica != "", JOBS.c.beat < _stale())
+        found = select(JOBS.c.id).where(or_(self._claimable(status), self._silent())).limit(1)
         with self._database.read() as connection:
-            found = connection.execute(select(JOBS.c.id).where(or_(self._claimable(status), stale)).limit(1))
-            return found.first() is not None
+            return connection.execute(found).first() is not None
 
-    def _claimable(self, status: str) -> Any:
+    def _claimable(self, status: str) -> ColumnElement[bool]:
         return and_(
             JOBS.c.status == status,
             JOBS.c.replica == "",
             JOBS.c.base_digest == self._base,
             JOBS.c.place.in_(("", self.replica)),
+            or_(JOBS.c.keeper.in_(("", self.replica)), JOBS.c.beat < time.time() - LOST_SECONDS),
         )
 
+    def _silent(self) -> ColumnElement[bool]:
+        """Claims of servers that are silent. Our own are ours to know of."""
+        late = JOBS.c.beat < time.time() - LOST_SECONDS
+        return and_(JOBS.c.replica.not_in(("", self.replica)), late)
+
+    def _kept(self, before: float | None = None) -> ColumnElement[bool]:
+        """Jobs that wait for this server, or are paused, with their state on its disk.
+
+        Args:
+            before: only those for which it gave its last sign of life before this.
+        """
+        kept = and_(
+            JOBS.c.status.in_(("queued", "paused")),
+            JOBS.c.replica == "",
+            JOBS.c.keeper == self.replica,
+            JOBS.c.base_digest == self._base,
+        )
+        return kept if before is None else and_(kept, JOBS.c.beat < before)
+
     def _expire(self, write: Write) -> None:
-        """Take the claims of servers that are silent. Our own are ours to know of."""
-        silent = and_(JOBS.c.replica.not_in(("", self.replica)), JOBS.c.beat < _stale(write.now))
-        for row in write.connection.execute(select(JOBS).where(silent)).mappings().all():
+        """Take the claims of servers that are silent."""
+        for row in write.connection.execute(select(JOBS).where(self._silent())).mappings().all():
             _lose(write, row, "The server that worked on it is silent.")
+
+    def _tell_start(self, write: Write, job: Job) -> None:
+        if job.keeper not in ("", self.replica):
+            text = "The server that has the job's state is silent: the job begins anew on another."
+            insert_event(write, job.id, text, "warn")
+        else:
+            insert_event(write, job.id, "The job goes on" if job.resume else "Fine-tuning job started")
 
     def _hold(self, write: Write, job: Job, **values: Any) -> None:
         claim = {"replica": self.replica, "beat": write.now, "attempts": job.attempts + 1}
@@ -282,53 +338,7 @@ class Queue:
         return row if row is not None and row["replica"] == self.replica else None
 
 
-class _Waiting:
-    """Jobs that may be claimed, in fair turns."""
-
-    def __init__(self, connection: Connection, claimable: Any) -> None:
-        self._connection = connection
-        self._queues: dict[str, list[str]] = {}
-        for row in connection.execute(
-            select(JOBS.c.id, JOBS.c.tenant).where(claimable).order_by(JOBS.c.number.desc())
-        ):
-            self._queues.setdefault(row.tenant, []).append(row.id)  # the oldest at the end
-        held = select(JOBS.c.tenant, func.count()).where(JOBS.c.replica != "", JOBS.c.started.is_not(None))
-        self._running = Counter(_pairs(connection, held.group_by(JOBS.c.tenant)))
-        turns = select(JOBS.c.tenant, func.max(JOBS.c.turn)).where(JOBS.c.tenant.in_(self._queues))
-        self._turns = _pairs(connection, turns.group_by(JOBS.c.tenant))
-
-    def take(self, accept: Callable[[Job], bool]) -> Job | None:
-        """The next one; those that are not accepted are not asked about again."""
-        while self._queues:
-            tenant = min(self._queues, key=lambda name: (self._running[name], self._turns[name], name))
-            queue = self._queues[tenant]
-            job = _load(self._connection, queue.pop())
-            if not queue:
-                del self._queues[tenant]
-            if accept(job):
-                self._running[tenant] += 1
-                return job
-        return None
-
-
-def _next_check(connection: Connection, waiting: ColumnElement[bool]) -> int | None:
-    """The number of the job whose turn it is; None if none waits."""
-    going_on = and_(JOBS.c.status == "validating_files", JOBS.c.replica != "")
-    held = _pairs(connection, select(JOBS.c.tenant, func.count()).where(going_on).group_by(JOBS.c.tenant))
-    oldest = select(JOBS.c.tenant, func.min(JOBS.c.number)).where(waiting).group_by(JOBS.c.tenant)
-    turns = [(held.get(tenant, 0), number) for tenant, number in _pairs(connection, oldest).items()]
-    return min(turns)[1] if turns else None
-
-
 _ORDERS: Mapping[str, Order] = {"paused": "pause", "cancelled": "cancel"}
-
-
-def _pairs(connection: Connection, query: Select[Any]) -> dict[str, int]:
-    return {row[0]: row[1] for row in connection.execute(query)}
-
-
-def _stale(now: float | None = None) -> float:
-    return (time.time() if now is None else now) - LOST_SECONDS
 
 
 def _load(connection: Connection, job_id: str) -> Job:
@@ -337,13 +347,13 @@ def _load(connection: Connection, job_id: str) -> Job:
     return job_of(row)
 
 
-def _lose(write: Write, row: RowMapping, reason: str) -> None:
+def _lose(write: Write, row: RowMapping, reason: str, **values: Any) -> None:
     """A claim ended without a word of who had it."""
     if row["status"] in ("running", "validating_files") and row["attempts"] >= MAX_ATTEMPTS:
         _fail(write, row["id"], _LOST)
         return
     insert_event(write, row["id"], f"{reason} The job waits for its next turn.", "warn")
-    _release(write, row)
+    _release(write, row, **values)
 
 
 def _release(write: Write, row: RowMapping, **values: Any) -> None:
@@ -358,5 +368,5 @@ def _fail(write: Write, job_id: str, error: Failure, result_files: Sequence[str]
 
 
 def _end(write: Write, job_id: str, status: str, **values: Any) -> None:
-    ended = {"finished": write.now, "replica": "", "estimated_finish": None}
+    ended = {"finished": write.now, "replica": "", "keeper": "", "estimated_finish": None}
     change_job(write.connection, job_id, status=status, **ended, **values)

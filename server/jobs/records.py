@@ -100,6 +100,7 @@ class Job:
         started, finished, estimated_finish: Unix times in seconds.
         fine_tuned_model: reference of the version that it published.
         replica: which server works on it; empty: none.
+        keeper: which server's disk has its newest state; empty: it has not trained, or is over.
         attempts: how often it was taken up since its last checkpoint.
     """
 
@@ -120,6 +121,7 @@ class Job:
     trained_tokens: int | None
     result_files: tuple[str, ...]
     replica: str
+    keeper: str
     attempts: int
 
     @property

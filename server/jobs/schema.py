@@ -65,7 +65,8 @@ JOBS = Table(
     Column("trained_tokens", BigInteger),
     Column("result_files", JSON, nullable=False),
     Column("replica", _REPLICA, nullable=False),  # who works on it; empty: nobody
-    Column("beat", Double, nullable=False),  # when that one was last heard of
+    Column("keeper", _REPLICA, nullable=False),  # whose disk has its newest state; empty: nobody's
+    Column("beat", Double, nullable=False),  # when the one that works on it, or keeps it, was last heard of
     Column("attempts", Integer, nullable=False),  # claims since its last checkpoint
     Column("turn", BigInteger, nullable=False),  # the revision that claimed it last
     Column("events", Integer, nullable=False),  # how many there are

@@ -30,6 +30,7 @@ class Bounds:
     Attributes:
         together: most jobs of one process.
         gpu: whether it may see a GPU.
+        slice_seconds: that a process trains before it gives way to others that wait.
     """
 
     threads: int = 0
@@ -37,6 +38,7 @@ class Bounds:
     nice: int = LOWEST
     together: int = 8
     gpu: bool = True
+    slice_seconds: float = 600.0
 
     def work(self, base: str, jobs: Sequence[JobWork], *, check: bool) -> Work:
         """Of a process that starts now."""
@@ -78,6 +80,8 @@ class Entry:
         attempts: claims since the last checkpoint.
         said: what it told, and was not written yet.
         gate: what the evaluation gate said.
+        gives_way: it was told to stop for others that wait.
+        trained: it took all its steps.
         ended: the process says no more of it.
         tasks: what is left to do for it, in turn; the job is over when it has `ended` and these are done.
     """
@@ -90,12 +94,19 @@ class Entry:
     gate: dict[str, Any] | None = None
     order: Order = "run"
     asked_to_stop: bool = False
+    gives_way: bool = False
+    trained: bool = False
     ended: bool = False
     tasks: list[Future[None]] = field(default_factory=list)
 
     @property
     def is_over(self) -> bool:
         return self.ended and all(task.done() for task in self.tasks)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is to take more steps."""
+        return not (self.asked_to_stop or self.trained or self.ended)
 
     @property
     def is_unwanted(self) -> bool:

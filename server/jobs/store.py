@@ -140,7 +140,7 @@ class Jobs(Queue):
             if job.status == "cancelled":
                 return job
             _check_unfinished(job, "cancelled")
-            ended = {"finished": write.now, "estimated_finish": None}
+            ended = {"finished": write.now, "keeper": "", "estimated_finish": None}
             return _changed(write, caller, job, "cancelled", "Job cancelled", **ended)
 
     def pause(self, caller: Caller, job_id: str) -> Job:
@@ -247,6 +247,7 @@ class Jobs(Queue):
             "created": write.now,
             "result_files": [],
             "replica": "",
+            "keeper": "",
             "beat": 0.0,
             "attempts": 0,
             "turn": 0,

@@ -85,6 +85,7 @@ class Supervisor:
         while not self._site.stopping.is_set():
             try:
                 self._give_back()
+                self._site.jobs.keep()
                 if turn():
                     continue
                 wake.wait(IDLE_SECONDS)
@@ -136,9 +137,10 @@ class Supervisor:
         self._outcomes.sweep()
         return True
 
-    def _run(self, jobs: Sequence[Job], *, check: bool = False) -> bool:
-        """Whether the process died."""
-        group = Group(self._site, self._outcomes, jobs, check=check)
+    def _run(self, jobs: Sequence[Job], *, check: bool = False) -> Group:
+        """What came of it."""
+        joins = self._joins(jobs[0])
+        group = Group(self._site, self._outcomes, jobs, joins, check=check)
         try:
             group.run()
         except RegistryUnavailable:
@@ -147,26 +149,26 @@ class Supervisor:
         except Exception as error:
             self._dropped += [(job, f"The server failed with it: {type(error).__name__}.") for job in jobs]
             raise
-        return group.died
+        return group
 
     def _claim(self) -> tuple[Job, ...]:
         jobs = self._site.jobs.claim(1)
         if not jobs or not self._can_join(jobs[0]):
             return jobs
-        shared = shares_base(jobs[0].spec)
+        return jobs + self._site.jobs.claim(self._site.bounds.together - 1, self._joins(jobs[0]))
 
-        def joins(job: Job) -> bool:
-            return self._can_join(job) and shares_base(job.spec) == shared
-
-        return jobs + self._site.jobs.claim(self._site.bounds.together - 1, joins)
+    def _joins(self, first: Job) -> Callable[[Job], bool]:
+        """Whether others can train together with this one."""
+        alone, shared = not self._can_join(first), shares_base(first.spec)
+        return lambda job: not alone and self._can_join(job) and shares_base(job.spec) == shared
 
     def _can_join(self, job: Job) -> bool:
         return job.id not in self._alone and can_join(job.spec) is None
 
 
-def _note(alone: set[str], jobs: Sequence[Job], died: bool) -> None:
+def _note(alone: set[str], jobs: Sequence[Job], group: Group) -> None:
     """Whether these are to go on alone after what became of their process."""
-    if not died:
-        alone -= {job.id for job in jobs}
+    if not group.died:
+        alone -= {job.id for job in jobs} - group.given_way
     elif len(jobs) > 1:
         alone |= {job.id for job in jobs}

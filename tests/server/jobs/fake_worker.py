@@ -1,7 +1,8 @@
 """Stands for `training.worker`: plays what the training file says, without training and without torch.
 
 The file has a JSON array of actions: `["say", event]`, `["save", step]` (once),
-`["done", step]`, `["fail", error]`, `["stop"]` (wait until told to), `["die", signal]`,
+`["done", step]`, `["fail", error]`, `["stop"]` (wait until told to),
+`["stop", path, step]` (once; it saves so many steps, and makes the path), `["die", signal]`,
 `["die", signal, path]` (once: it makes the path), `["words", text]`, `["sleep", seconds]`, `["touch", path]`.
 It copies the adapter that `ADAPTER` names, each time with another alpha.
 """
@@ -45,7 +46,15 @@ def act(job: dict[str, Any], action: str, *arguments: Any) -> bool:
     elif action == "fail":
         say(job, event="failed", error=arguments[0])
     elif action == "stop":
+        if arguments and Path(arguments[0]).exists():
+            return True
         assert json.loads(sys.stdin.readline()) == {"stop": job["id"]}
+        if arguments:
+            mark, step = arguments
+            checkpoint = folder / f"run/checkpoints/step-{step:08d}"
+            make_adapter(checkpoint, 1.0 + step)
+            say(job, event="saved", step=step, folder=str(checkpoint), planned=False)
+            Path(mark).touch()
         say(job, event="stopped")
         return False
     elif action == "die":

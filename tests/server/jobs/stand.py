@@ -16,7 +16,7 @@ import pytest
 from adapters.limits import AdapterLimits
 from adapters.registry.records import LOCAL, AdapterVersion, Caller
 from adapters.registry.registry import Registry
-from server.jobs import group, supervisor
+from server.jobs import group, slice, supervisor
 from server.jobs.files import Files
 from server.jobs.publication import Publication
 from server.jobs.records import Job, JobRequest
@@ -60,6 +60,7 @@ class Place:
         monkeypatch.setattr(supervisor, "IDLE_SECONDS", 0.05)
         monkeypatch.setattr(group, "TICK_SECONDS", 0.02)
         monkeypatch.setattr(group, "BEAT_SECONDS", 0.05)
+        monkeypatch.setattr(slice, "LOOK_SECONDS", 0.05)
         self.base = spec_of(tiny_llama())
         self.registry = Registry(folder / "data", self.base, AdapterLimits())
         database, replica = self.registry.database, self.registry.replica
@@ -70,7 +71,7 @@ class Place:
         self.stopping = threading.Event()
 
     @contextmanager
-    def supervised(self, together: int = 8) -> Iterator[Supervisor]:
+    def supervised(self, together: int = 8, slice_seconds: float = 600.0) -> Iterator[Supervisor]:
         self.stopping = threading.Event()
         site = Site(
             self.jobs,
@@ -79,7 +80,7 @@ class Place:
             self.metrics,
             self.folder / "data" / "training" / "jobs",
             "base",
-            Bounds(1, 1 << 30, 3, together),
+            Bounds(1, 1 << 30, 3, together, slice_seconds=slice_seconds),
             self.stopping,
             (sys.executable, str(FAKE)),
         )

@@ -83,6 +83,7 @@ def _jobs() -> None:
         sa.Column("trained_tokens", sa.BigInteger),
         sa.Column("result_files", sa.JSON, nullable=False),
         sa.Column("replica", _REPLICA, nullable=False),
+        sa.Column("keeper", _REPLICA, nullable=False),
         sa.Column("beat", sa.Double, nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("turn", sa.BigInteger, nullable=False),
