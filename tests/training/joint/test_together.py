@@ -152,6 +152,7 @@ def test_a_job_that_diverges_ends_alone(base: Path, alone: dict[str, RunResult],
     assert "at step" in str(done["wild"])
     assert "lower the learning rate" in str(done["wild"])
     assert not (tmp_path / "wild" / "adapter_config.json").exists()
+    assert (tmp_path / "wild" / "run" / "curve.png").is_file()
     for name in ("plain", "dropped"):
         check(done[name], alone[name])
 
@@ -178,6 +179,23 @@ def test_a_number_that_is_none_reaches_no_neighbour(
     assert "at step 2" in str(done["long"])  # its second step begins with the fourth pass
     for name in ("plain", "dropped"):
         check(done[name], alone[name])
+
+
+def test_gradients_that_overflow_under_a_good_loss_take_no_step(
+    base: Path, alone: dict[str, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planted(model: Any, parts: Any, chance: Any) -> Any:
+        found = run_pass(model, parts, chance)
+        for each in found:
+            if each.part.job == "long":
+                each.loss.register_hook(lambda gradient: gradient * float("inf"))
+        return found
+
+    monkeypatch.setattr(module, "run_pass", planted)
+    done = train_together(base, jobs(tmp_path, ["plain", "long"]))
+    assert isinstance(done["long"], TrainingError)
+    assert "a gradient is nan at step 1" in str(done["long"])
+    check(done["plain"], alone["plain"])
 
 
 @pytest.mark.parametrize("how", ["together", "by itself"])

@@ -23,6 +23,7 @@ from training.report.curves import read_events
 from training.run import Order, RunResult, TrainingData, TrainingError, train
 from training.run.prepare import Work, prepare
 from training.run.record import files_digest
+from training.run.trainer import Supervised
 from training.spec import LoraSpec, TaskName, TrainSpec
 
 DRY = replace(SPEC, lora=LoraSpec(rank=4, alpha=8), warmup=0.3)
@@ -222,6 +223,24 @@ def test_a_diverging_run_publishes_nothing(rate: float, base: Path, tmp_path: Pa
         train(wild, base, data(), tmp_path / "run")
     assert seen.value.code == "diverged"
     assert not (tmp_path / "run" / "adapter_config.json").exists()
+    folder = tmp_path / "run" / "run"
+    took_a_step = '"progress"' in (folder / "events.jsonl").read_text()
+    assert (folder / "curve.png").exists() is took_a_step
+
+
+def test_gradients_that_overflow_under_a_good_loss_take_no_step(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Supervised.compute_loss
+
+    def planted(*given: Any, **options: Any) -> Any:
+        loss = good(*given, **options)
+        loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    monkeypatch.setattr(Supervised, "compute_loss", planted)
+    with pytest.raises(TrainingError, match="a gradient is nan at step 1"):
+        train(SPEC, base, data(), tmp_path / "run")
 
 
 def test_memory_that_runs_out_is_told(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
