@@ -33,6 +33,7 @@ Object = dict[str, Any]
 JSON = "application/json"
 TEXT = "text/plain"
 FILE = "application/octet-stream"
+RESULTS = (FILE, "text/csv", "text/markdown", "image/png", "application/json")
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "POST /v1/chat/completions": ChatRequest,
@@ -69,7 +70,7 @@ ANSWERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "GET /metrics": {"200": (TEXT,)},
     "GET /v1/adapters/{ref}/files/{file}": {"200": (JSON, FILE), "206": (JSON, FILE, "multipart/byteranges")},
     "GET /v1/adapters/{ref}/merged": {"200": ("application/x-tar",)},
-    "GET /v1/files/{file_id}/content": {"200": (FILE,), "206": (FILE, "multipart/byteranges")},
+    "GET /v1/files/{file_id}/content": {"200": RESULTS, "206": (*RESULTS, "multipart/byteranges")},
     "POST /v1/load_lora_adapter": {"200": (TEXT,)},
     "POST /v1/unload_lora_adapter": {"200": (TEXT,)},
     "POST /adapters": {"200": (TEXT,)},

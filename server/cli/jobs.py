@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from server.cli.client import Client, Json, path_of
-from server.cli.exits import Failed
+from server.cli.exits import Exit, Failed
 from server.cli.remote import add_remote, connect, show
 from server.cli.text import as_time, fields, table
 from server.cli.training_files import is_file_id, send
@@ -173,12 +173,23 @@ def show_job(arguments: argparse.Namespace) -> int:
     """Print one job."""
     with connect(arguments) as client:
         job = client.get(path_of("fine_tuning", "jobs", arguments.id))
-    show(arguments, job, lambda: as_text(job))
+        results = [] if arguments.json else [_named(client, file) for file in job["result_files"]]
+    show(arguments, job, lambda: as_text(job, results))
     return 0
 
 
-def as_text(job: Json) -> str:
-    """A line for each thing that is known."""
+def _named(client: Client, file: str) -> str:
+    """The file's id and name; the name is left out where the file is gone, or the key lacks the scope."""
+    try:
+        return f"{file}  {client.get(path_of('files', file))['filename']}"
+    except Failed as error:
+        if error.code not in (Exit.NOT_FOUND, Exit.NOT_ALLOWED):
+            raise
+        return file
+
+
+def as_text(job: Json, results: Sequence[str]) -> str:
+    """A line for each thing that is known, and for each of its result files."""
     training, error = job["training"], job["error"] or {}
     lora = training["lora"]
     asked = ", ".join(f"{name} {value}" for name, value in job["hyperparameters"].items())
@@ -193,7 +204,7 @@ def as_text(job: Json) -> str:
             ("result", job["fine_tuned_model"]),
             ("training file", job["training_file"]),
             ("validation file", job["validation_file"]),
-            ("result files", " ".join(job["result_files"])),
+            *zip(("result files", *[""] * len(results)), results, strict=False),
             ("method", f"{lora['method']}, rank {lora['rank']}, alpha {lora['alpha']:g}"),
             ("objective", f"{job['method']['type']}, {training['task']}"),
             ("hyperparameters", asked),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, tuple_
 
 from adapters.blobs.local import sync
 from adapters.blobs.objects import Objects
@@ -160,16 +160,18 @@ class Files:
         Raises:
             NotThere: there is no file `after`.
         """
-        order = FILES.c.number if oldest else FILES.c.number.desc()
-        query = select(FILES).where(is_kept(time.time())).order_by(order).limit(limit)
+        age = (FILES.c.number, FILES.c.id)  # what a job gives comes in at once, under one number
+        order = age if oldest else [column.desc() for column in age]
+        query = select(FILES).where(is_kept(time.time())).order_by(*order).limit(limit)
         if not caller.operator:
             query = query.where(FILES.c.tenant == caller.tenant)
         if purpose is not None:
             query = query.where(FILES.c.purpose == purpose)
         with self._database.read() as connection:
             if after is not None:
-                last = find_file(connection, after, caller).number
-                query = query.where(FILES.c.number > last if oldest else FILES.c.number < last)
+                file = find_file(connection, after, caller)
+                last = (file.number, file.id)
+                query = query.where(tuple_(*age) > last if oldest else tuple_(*age) < last)
             return tuple(map(file_of, connection.execute(query).mappings()))
 
     def delete(self, caller: Caller, file_id: str) -> TrainingFile:
@@ -222,9 +224,9 @@ class Files:
         return tuple(gone)
 
     @contextmanager
-    def _placed(self, *contents: Path) -> Iterator[list[_Content]]:
+    def _placed(self, *contents: Path) -> Iterator[tuple[_Content, ...]]:
         """Contents in their places, for a block that writes their rows; gone again if it raises."""
-        found = [_Content(new_id("file"), path.stat().st_size, _sha256(path)) for path in contents]
+        found = tuple(_Content(new_id("file"), path.stat().st_size, _sha256(path)) for path in contents)
         ids = {content.id for content in found}
         with self._lock:
             self._coming |= ids
@@ -305,7 +307,7 @@ class Files:
             raise RegistryUnavailable(f"the store gives another content of {file_id} than was put there")
         os.replace(part, path)
 
-    def _remove_contents(self, contents: list[_Content]) -> None:
+    def _remove_contents(self, contents: tuple[_Content, ...]) -> None:
         for content in contents:
             self._remove_content(content.id)
 

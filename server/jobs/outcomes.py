@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
-import math
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adapters.blobs.local import WEIGHTS_FILE
 from adapters.registry.records import LOCAL
 from server.jobs.errors import JobError
+from server.jobs.files import Results
 from server.jobs.publication import NotPublished, ServerStops, lineage_of
 from server.jobs.queue import MAX_ATTEMPTS
 from server.jobs.records import UNFINISHED
+from server.jobs.results import finite, result_files
 from server.jobs.settle import settle
 from server.jobs.site import Entry, Site
 from training.bounds import says_out_of_memory
-from training.folder import RunFolder
 from training.protocol import Failure
 
 log = logging.getLogger(__name__)
-_COLUMNS = (
-    "step",
-    "train_loss",
-    "train_mean_token_accuracy",
-    "valid_loss",
-    "valid_mean_token_accuracy",
-    "learning_rate",
-)
+KEEP_SECONDS = 30 * 86_400
+"""After its end a job's folder goes, with its log, its curves, and a result that could not be published."""
+KEEP_METRICS_SECONDS = 90 * 86_400
+"""The same of its figures of single steps."""
+_BATCHES = 10
+"""Transactions of one sweep that remove such figures; what is left waits for the next."""
 
 
 class Outcomes:
@@ -50,7 +48,7 @@ class Outcomes:
             text = f"{finding['file']} line {first['line']}: {first['reason']}{more}"
             self._site.jobs.add_event(job.id, "warn", text, data={"kind": finding["kind"]})
         try:
-            request = settle(job.request, report)
+            request = settle(job.request, report, self._site.base)
         except ValueError as error:
             self.failed(entry, Failure("invalid_training", str(error), "training", "user"))
             return
@@ -93,9 +91,12 @@ class Outcomes:
             self.released(entry)
             return
         except NotPublished as error:
-            self.failed(entry, error.failure)
+            self.failed(entry, kept_back(error.failure, job.id))
             return
-        if site.jobs.succeed(job.id, version.ref_for(job.tenant), trained_tokens, self._results(entry)):
+        ref = version.ref_for(job.tenant)
+        with self._results(entry, published=True) as results:
+            done = site.jobs.succeed(job.id, ref, trained_tokens, results.ids, results.enter)
+        if done:
             self._ended(entry, "succeeded")
         else:
             if is_new:  # it was cancelled meanwhile
@@ -111,11 +112,13 @@ class Outcomes:
     def failed(self, entry: Entry, failure: Failure) -> None:
         """It ends with this, unless it was cancelled before."""
         job = entry.job
-        if not self._site.jobs.fail(job.id, failure):
+        with self._results(entry, published=False) as results:
+            done = self._site.jobs.fail(job.id, failure, results.ids, results.enter)
+        if not done:
             self.released(entry)
             return
         log.warning("job %s failed (%s): %s", job.id, failure.fault, failure.message)
-        self._ended(entry, f"failed_{failure.fault}")
+        self._ended(entry, f"failed_{failure.fault}", failure)
 
     def lost(self, entry: Entry, words: str) -> None:
         """Its process died, and these were its last words."""
@@ -129,35 +132,47 @@ class Outcomes:
             self._site.jobs.lost(entry.job.id, f"The process that trained it ended: {words}.")
 
     def sweep(self) -> None:
-        """Remove the weights of jobs that are over, and all of jobs that there are no more."""
+        """Remove what nobody needs any more of jobs that are over, and all of jobs that there are no more."""
+        now = time.time()
         for path in self._site.folder.glob("*/"):
             try:
                 job = self._site.jobs.get(LOCAL, path.name)
             except JobError:
                 shutil.rmtree(path, ignore_errors=True)
                 continue
-            if job.status not in UNFINISHED:
-                self._tidy(path.name)
+            if job.status in UNFINISHED:
+                continue
+            if job.finished is not None and job.finished < now - KEEP_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                self._tidy(job.id, job.error)
+        for _ in range(_BATCHES):
+            if not self._site.jobs.forget_metrics(now - KEEP_METRICS_SECONDS):
+                break
 
-    def _results(self, entry: Entry) -> list[str]:
-        """Ids of the files that a job gives besides its adapter."""
-        text = metrics_csv(self._site.run_of(entry.job.id))
-        return [] if text is None else [self._site.files.keep_results(entry.job, text).id]
+    @contextmanager
+    def _results(self, entry: Entry, *, published: bool) -> Iterator[Results]:
+        """What a job gives besides its adapter; it is there only if the end of the job is written with it."""
+        job, results = entry.job, Results()
+        with ExitStack() as held:
+            try:
+                contents = result_files(self._site.run_of(job.id), job.id, published=published)
+                results = held.enter_context(self._site.files.results(job, contents))
+            except OSError as error:  # a full disk must not cost an adapter, nor hide why there is none
+                text = f"The job's result files could not be stored: {error.strerror}"
+                self._site.jobs.add_event(job.id, "warn", text)
+            yield results
 
-    def _ended(self, entry: Entry, outcome: str) -> None:
+    def _ended(self, entry: Entry, outcome: str, failure: Failure | None = None) -> None:
         self._site.metrics.training_jobs.labels(outcome).inc()
-        self._tidy(entry.job.id)
+        self._tidy(entry.job.id, failure)
 
-    def _tidy(self, job_id: str) -> None:
-        """What was published has copies of its own."""
+    def _tidy(self, job_id: str, failure: Failure | None) -> None:
+        """What was published has copies of its own; what could not be, by our fault, can be by hand."""
         run = self._site.run_of(job_id)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-        (run.path / WEIGHTS_FILE).unlink(missing_ok=True)
-
-
-def finite(figures: Mapping[str, float | None]) -> dict[str, float]:
-    """Those that JSON has a word for."""
-    return {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
+        if failure is None or failure.fault == "user":
+            (run.path / WEIGHTS_FILE).unlink(missing_ok=True)
 
 
 def gate_failure(gate: Mapping[str, Any]) -> Failure:
@@ -170,30 +185,9 @@ def gate_failure(gate: Mapping[str, Any]) -> Failure:
     )
 
 
-def metrics_csv(run: RunFolder) -> str | None:
-    """The figures of each step, as OpenAI's result file has them; None: the run told none."""
-    if not run.events.is_file():
-        return None
-    rows: dict[int, dict[str, Any]] = {}
-    with run.events.open() as lines:
-        for event in map(json.loads, lines):
-            names = _NAMES.get(event["event"])
-            if names is not None:
-                found = {ours: event[theirs] for theirs, ours in names.items()}
-                rows.setdefault(event["step"], {}).update(found)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for step, row in sorted(rows.items()):
-        writer.writerow({"step": step, **finite(row)})
-    return text.getvalue() if rows else None
-
-
-_NAMES = {
-    "progress": {
-        "loss": "train_loss",
-        "token_accuracy": "train_mean_token_accuracy",
-        "learning_rate": "learning_rate",
-    },
-    "evaluated": {"loss": "valid_loss", "token_accuracy": "valid_mean_token_accuracy"},
-}
+def kept_back(failure: Failure, job_id: str) -> Failure:
+    """A result that is not published, by no fault of its user's, is there for the operator to publish."""
+    if failure.fault == "user":
+        return failure
+    where = f"the trained adapter stays for its operator in training/jobs/{job_id} of the data directory"
+    return replace(failure, message=f"{failure.message}; {where}")

@@ -24,6 +24,7 @@ from adapters.errors import (
 from adapters.registry.lineage import LINEAGE_FILE, lineage_beside
 from adapters.registry.records import AdapterVersion, Caller, Promote
 from adapters.registry.registry import Registry
+from server.jobs.files import is_full
 from server.jobs.records import Job
 from training.protocol import Failure
 
@@ -63,19 +64,19 @@ class Publication:
         """The next version of the adapter that is named as the job; its bare name means the newest.
 
         Raises:
-            NotPublished: with the reason.
+            NotPublished: with the reason; a full disk is one at once.
             ServerStops: not now.
         """
-        return self._version(job, job.checkpoint_name, folder, lineage, "auto")[0]
+        return self._version(job, job.checkpoint_name, folder, lineage, "auto", waits=False)[0]
 
     def result(self, job: Job, folder: Path, lineage: Mapping[str, Any]) -> tuple[AdapterVersion, bool]:
         """The next version of the job's name, promoted as its request says, and whether it is new.
 
         Raises:
-            NotPublished: with the reason.
+            NotPublished: with the reason; a full disk is waited for.
             ServerStops: not now.
         """
-        return self._version(job, job.target, folder, lineage, job.request.promote)
+        return self._version(job, job.target, folder, lineage, job.request.promote, waits=True)
 
     def take_back(self, job: Job, version: AdapterVersion) -> None:
         """Delete a version that nobody wants any more."""
@@ -111,10 +112,16 @@ class Publication:
             self._registry.release(digest)
 
     def _version(
-        self, job: Job, name: str, folder: Path, lineage: Mapping[str, Any], promote: Promote
+        self,
+        job: Job,
+        name: str,
+        folder: Path,
+        lineage: Mapping[str, Any],
+        promote: Promote,
+        *,
+        waits: bool,
     ) -> tuple[AdapterVersion, bool]:
         told = {**lineage_beside(folder), **lineage}
-        (folder / LINEAGE_FILE).write_text(json.dumps(told, indent=2) + "\n")
 
         def work() -> tuple[AdapterVersion, bool]:
             return self._registry.publish_folder(
@@ -123,18 +130,42 @@ class Publication:
 
         for left in reversed(range(_TRIES)):
             try:
+                _write_lineage(folder, told)
                 return self._publish(work)
-            except (ProofUnavailable, RegistryUnavailable) as error:
+            except (ProofUnavailable, RegistryUnavailable, OSError) as error:
+                failure = _failure(error)
                 log.warning("%s of job %s can't be published now: %s", name, job.id, error)
+                if isinstance(error, OSError) and not waits:
+                    raise NotPublished(failure) from error
                 if self._stopping.wait(RETRY_SECONDS):
                     raise ServerStops from error
                 if not left:
-                    raise NotPublished(Failure("not_published", str(error))) from error
+                    raise NotPublished(failure) from error
             except AdapterError as error:
                 users = isinstance(error, _OF_USERS)
                 code = "quota_exceeded" if isinstance(error, QuotaExceeded) else "not_published"
                 raise NotPublished(Failure(code, str(error), fault="user" if users else "server")) from error
         raise AssertionError("the last try returns or raises")
+
+
+def _failure(error: AdapterError | OSError) -> Failure:
+    """Of what may pass.
+
+    Raises:
+        OSError: it is no full disk.
+    """
+    if not isinstance(error, OSError):
+        return Failure("not_published", str(error))
+    if not is_full(error):
+        raise error
+    return Failure("server_error", "the server's disk has no space left for this adapter")
+
+
+def _write_lineage(folder: Path, told: Mapping[str, Any]) -> None:
+    """Whole or not at all: a disk that is full now must not spoil what was told before."""
+    part = folder / f"{LINEAGE_FILE}.part"
+    part.write_text(json.dumps(told, indent=2) + "\n")
+    part.replace(folder / LINEAGE_FILE)
 
 
 def caller_of(job: Job) -> Caller:

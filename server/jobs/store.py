@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, exists, func, insert, or_, select
+from sqlalchemy import Connection, Select, delete, exists, func, insert, or_, select, tuple_
 
 from adapters.errors import AdapterConflict
 from adapters.registry.database import Database, Write
@@ -204,6 +204,18 @@ class Jobs(Queue):
             place = _place("ftckpt", job_id, after)
             rows = connection.execute(_from(query, CHECKPOINTS.c.step, place, False)).mappings()
             return tuple(map(checkpoint_of, rows))
+
+    def forget_metrics(self, before: float, limit: int = 1000) -> int:
+        """Remove up to `limit` figures of jobs that finished `before` (Unix time); how many it were."""
+        old = (EVENTS.c.type == "metrics", JOBS.c.finished < before)
+        found = select(EVENTS.c.job, EVENTS.c.number).join(JOBS, JOBS.c.id == EVENTS.c.job).where(*old)
+        with self._database.read() as connection:
+            keys = [tuple(row) for row in connection.execute(found.limit(limit))]
+        if keys:
+            with self._database.write() as write:
+                gone = delete(EVENTS).where(tuple_(EVENTS.c.job, EVENTS.c.number).in_(keys))
+                write.connection.execute(gone)
+        return len(keys)
 
     def forget(self, write: Write, tenant: str) -> None:
         """Remove what is left of a tenant that is removed; see `Tenants.closing`.

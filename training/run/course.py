@@ -6,7 +6,7 @@ import fcntl
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -93,18 +93,25 @@ class Course:
         result = self._result(watch.reason or self.ended, watch.step)
         finished = Finished(result.steps, result.reason, result.seconds, result.loss, result.trained_tokens)
         self._journal.tell(finished)
-        curves = Curves(self._journal.past)
-        if curves.progress:
-            draw(curves, self._run.curve, title=f"{self._run.path.name} on {self._work.base_name}")
+        curves = self._draw()
         if result.complete:
             origin = replace(self._work.origin, step=result.best_step)
             publish(self._run, result.best_step or result.steps, partial(_describe, origin, curves))
         return result
 
     def close(self) -> None:
-        """It is over, however it ended."""
+        """It is over, however it ended; of what broke off there is a curve too, which may show why."""
+        if Curves(self._journal.past).finished is None:
+            with suppress(Exception):  # what broke it off is what is to be told
+                self._draw()
         self._journal.close()
         self._board.close()
+
+    def _draw(self) -> Curves:
+        curves = Curves(self._journal.past)
+        if curves.progress:
+            draw(curves, self._run.curve, title=f"{self._run.path.name} on {self._work.base_name}")
+        return curves
 
     def _save(self, folder: Path) -> None:
         work = self._work

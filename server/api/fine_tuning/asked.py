@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from adapters.base import BaseKind
 from adapters.errors import AdapterNotFound, InvalidName
@@ -27,7 +27,7 @@ from server.api.schemas import invalid
 from server.jobs.records import JobRequest, is_job_id
 from server.jobs.settle import AUTO
 from training.plan.presets import modern_alpha
-from training.spec import LoraSpec, Objective, TaskName, TrainSpec, spec_from_json
+from training.spec import LoraSpec, Method, Objective, TaskName, TrainSpec, spec_from_json
 
 TASKS: Mapping[BaseKind, tuple[TaskName, ...]] = {
     "decoder": ("CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS"),
@@ -58,6 +58,8 @@ def as_request(context: ServerContext, caller: Caller, fields: JobFields, job_id
     method, hyperparameters = _method(fields)
     spec = _spec(context, caller, fields, method, hyperparameters, parent)
     given = fields.training or {}
+    shape = given.get("lora", {})
+    rank_is_ours = parent is None and "rank" not in shape
     for theirs, ours in _TWICE:
         if ours in given and theirs in hyperparameters and ours != "steps":
             hyperparameters[theirs] = getattr(spec, ours)
@@ -80,7 +82,14 @@ def as_request(context: ServerContext, caller: Caller, fields: JobFields, job_id
         gate=fields.gate.on,
         gate_minimum=fields.gate.minimum,
         metadata=fields.metadata,
+        most_rank=most_rank(context, caller) if rank_is_ours else None,
+        alpha_follows=rank_is_ours and "alpha" not in shape,
     )
+
+
+def methods(context: ServerContext) -> tuple[Method, ...]:
+    """Of adapters that can be trained here: a base that is quantised is trained on as it is."""
+    return get_args(Method) if context.base.quantization is None else ("qlora",)
 
 
 def longest(context: ServerContext) -> int:
@@ -151,10 +160,8 @@ def _spec(
     if found.setdefault("objective", method) != method:
         raise invalid("training.objective", f"method.type says {method}")
     found.setdefault("max_length", longest(context))
-    if parent is None and isinstance(lora := found.get("lora", {}), dict):
-        shape = {"method": LoraSpec.method, "rank": LoraSpec.rank, **lora}
-        if shape["rank"] in range(1, most_rank(context, caller) + 1):  # others are refused below
-            found["lora"] = {"alpha": modern_alpha(str(shape["method"]), shape["rank"]).value, **lora}
+    if isinstance(lora := found.get("lora", {}), dict):
+        found["lora"] = _lora(lora, methods(context)[0], most_rank(context, caller), parent)
     found.setdefault("precision", usual_precision(context.settings))
     found.setdefault("seed", secrets.randbelow(SEED) if fields.seed is None else fields.seed)
     numbers = {name: value for name, value in hyperparameters.items() if value != AUTO}
@@ -175,6 +182,18 @@ def _spec(
     return spec
 
 
+def _lora(
+    given: Mapping[str, Any], method: Method, most: int, parent: AdapterVersion | None
+) -> dict[str, Any]:
+    """With what is left out; the rank may still grow when the data is known."""
+    found = {"method": method, **given}
+    if parent is None:
+        found.setdefault("rank", min(LoraSpec.rank, most))
+        if found["rank"] in range(1, most + 1):  # others are refused later
+            found.setdefault("alpha", modern_alpha(str(found["method"]), found["rank"]).value)
+    return found
+
+
 def _check_twice(found: Mapping[str, Any], hyperparameters: Mapping[str, Any], fields: JobFields) -> None:
     for theirs, ours in _TWICE:
         if ours in found and hyperparameters.get(theirs, AUTO) != AUTO:
@@ -187,6 +206,12 @@ def _check_bounds(
     context: ServerContext, caller: Caller, spec: TrainSpec, tasks: tuple[TaskName, ...]
 ) -> None:
     lora, most = spec.lora, most_rank(context, caller)
+    if lora.method not in methods(context):
+        raise invalid(
+            "training.lora.method",
+            f"this base is quantised ({context.base.quantization}): take qlora instead of {lora.method}, "
+            "or leave the method out",
+        )
     if spec.task not in tasks:
         raise invalid("training.task", f"{context.base.name} can be trained for {', '.join(tasks)}")
     if spec.device != "auto":

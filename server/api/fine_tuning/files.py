@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -18,6 +18,8 @@ from server.api.fine_tuning.service import CurrentService
 from server.api.multipart import Form, receive
 from server.api.schemas import invalid
 from server.api.upload import upload_folder
+from server.jobs.files import is_full
+from server.jobs.records import TrainingFile
 from server.settings import MIB
 
 router = APIRouter()
@@ -29,6 +31,13 @@ ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _WORD_BYTES = 64
 _FRAME_BYTES = 16 * 1024
 """What a body has besides the file, at most."""
+_BYTES = "application/octet-stream"
+_RESULTS = {
+    ".csv": "text/csv",
+    ".json": "application/json",
+    ".md": "text/markdown",
+    ".png": "image/png",
+}
 _WANTED = "the file as multipart/form-data with parts file and purpose"
 
 
@@ -54,7 +63,7 @@ async def create_file(
                 expires, name = _expires_after(form), form.filename or "unnamed"
                 file = await run_in_threadpool(service.files.add, caller, content, name, expires)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
             message = "The server's disk is full; nothing was stored."
             raise APIError(507, message, kind="server_error", code="insufficient_storage") from error
@@ -87,11 +96,11 @@ async def get_file(caller: CurrentCaller, service: CurrentService, file_id: str)
 
 @router.get("/v1/files/{file_id}/content")
 async def get_content(caller: CurrentCaller, service: CurrentService, file_id: str) -> FileResponse:
-    """The bytes that were sent; parts of them by `Range`."""
+    """The bytes that were sent, or that a job wrote; parts of them by `Range`."""
     file = await run_in_threadpool(service.files.get, caller, file_id)
     path = await run_in_threadpool(service.files.path, file.id)
     headers = {"x-sha256": file.sha256, "etag": f'"{file.sha256}"'}
-    return FileResponse(path, headers=headers, media_type="application/octet-stream")
+    return FileResponse(path, headers=headers, media_type=_media_type(file))
 
 
 @router.delete("/v1/files/{file_id}")
@@ -101,6 +110,13 @@ async def delete_file(
     """Delete one file; a 409 while a job that is not over needs it."""
     file = await run_in_threadpool(service.files.delete, caller, file_id)
     return {"id": file.id, "object": "file", "deleted": True}
+
+
+def _media_type(file: TrainingFile) -> str:
+    """Of what a job wrote by its name; nobody else's word is taken for what is in a file."""
+    if file.purpose != "fine-tune-results":
+        return _BYTES
+    return _RESULTS.get(PurePath(file.filename).suffix, _BYTES)
 
 
 def _check_purpose(form: Form) -> None:

@@ -8,14 +8,14 @@ from fastapi import APIRouter
 
 from server.api.auth import CurrentCaller
 from server.api.context import Context
-from server.api.fine_tuning.asked import TASKS, longest, most_rank
+from server.api.fine_tuning.asked import TASKS, longest, methods, most_rank
 from server.api.fine_tuning.objects import Object
 from server.api.fine_tuning.schemas import MAX_BATCH, MAX_BETA, MAX_EPOCHS, MAX_MULTIPLIER, MAX_STEPS
 from server.api.fine_tuning.service import CurrentService
 from server.jobs.store import MAX_UNFINISHED
 from server.settings import MIB
 from training.data.examples import FormatName
-from training.spec import Method, Objective, Optimizer, Schedule
+from training.spec import Objective, Optimizer, Schedule
 
 router = APIRouter()
 
@@ -29,7 +29,7 @@ async def get_limits(context: Context, caller: CurrentCaller, service: CurrentSe
     return {
         "object": "fine_tuning.model_limits",
         "model": context.base.name,
-        "methods": list(get_args(Method)),
+        "methods": list(methods(context)),
         "objectives": [name for name in get_args(Objective) if name != "dpo" or "CAUSAL_LM" in tasks],
         "tasks": list(tasks),
         "optimizers": list(get_args(Optimizer)),

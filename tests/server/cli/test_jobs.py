@@ -13,6 +13,7 @@ from server.jobs.records import Job
 from tests.server.cli.conftest import Run
 from tests.server.cli.live import Live
 from tests.server.cli.scripted import Scripted
+from training.protocol import Failure
 
 ROWS = b'{"prompt": "a", "completion": "b"}\n'
 
@@ -81,6 +82,31 @@ def test_a_job_is_listed_shown_paused_resumed_and_cancelled(ask: Run, data: Path
     assert ask("jobs", "cancel", job).out == f"{job} is cancelled\n"
     refused = ask("jobs", "resume", job)
     assert (refused.code, refused.err.count("\n")) == (Exit.CONFLICT, 1)
+
+
+def test_result_files_are_shown_with_their_names(ask: Run, live: Live, data: Path, tmp_path: Path) -> None:
+    job_id = ask("jobs", "create", data).out.strip()
+    assert live.training is not None
+    jobs, files = live.training.jobs, live.training.files
+    while (checking := jobs.claim_check()) is not None:
+        jobs.checked(checking.id, checking.request)
+    jobs.claim(1000)
+    contents = {"step_metrics.csv": b"step\n1\n", f"{job_id}-curve.png": b"\x89PNG\r\n\x00"}
+    with files.results(job_of(live, job_id), contents) as results:
+        jobs.fail(job_id, Failure("diverged", "the loss is nan", fault="user"), results.ids, results.enter)
+    first, curve = results.ids
+    shown = ask("jobs", "show", job_id).out.splitlines()
+    at = next(number for number, line in enumerate(shown) if line.startswith("result files"))
+    assert shown[at].split()[2:] == [first, "step_metrics.csv"]
+    assert shown[at + 1].split() == [curve, f"{job_id}-curve.png"]
+    assert ask("files", "get", curve, "--output", tmp_path / "curve.png").code == 0
+    assert (tmp_path / "curve.png").read_bytes() == contents[f"{job_id}-curve.png"]
+
+    assert ask("files", "rm", first).code == 0
+    lines = ask("jobs", "show", job_id).out.splitlines()
+    assert lines[at].split()[2:] == [first]
+    user = ask("jobs", "show", job_id, "--key", live.key("use"))
+    assert (user.code, user.out.splitlines()[at + 1].split()) == (0, [curve])
 
 
 def test_checkpoints(ask: Run, live: Live, data: Path) -> None:

@@ -3,7 +3,8 @@
 The file has a JSON array of actions: `["say", event]`, `["save", step]` (once),
 `["done", step]`, `["fail", error]`, `["stop"]` (wait until told to),
 `["stop", path, step]` (once; it saves so many steps, and makes the path), `["die", signal]`,
-`["die", signal, path]` (once: it makes the path), `["words", text]`, `["sleep", seconds]`, `["touch", path]`.
+`["die", signal, path]` (once: it makes the path), `["words", text]`, `["sleep", seconds]`, `["touch", path]`,
+`["write", path in the job's folder, text]`.
 It copies the adapter that `ADAPTER` names, each time with another alpha.
 """
 
@@ -63,6 +64,10 @@ def act(job: dict[str, Any], action: str, *arguments: Any) -> bool:
             for mark in marks:
                 Path(mark).touch()
             os.kill(os.getpid(), getattr(signal, number))
+    elif action == "write":
+        path = folder / arguments[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(arguments[1])
     elif action == "words":
         print(arguments[0], file=sys.stderr, flush=True)
     elif action == "sleep":

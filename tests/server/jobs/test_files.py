@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import time
 from collections.abc import Iterator
@@ -10,16 +11,18 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
 
 from adapters.blobs.shared import SharedFolder
 from adapters.errors import RegistryUnavailable
 from adapters.registry.records import LOCAL, Caller, Quota
 from server.jobs import files as module
 from server.jobs.errors import Conflict, NotThere, OverQuota
-from server.jobs.files import Files
+from server.jobs.files import Files, is_full
 from server.jobs.records import new_id
 from server.jobs.schema import FILES
 from tests.server.jobs.world import ACME, OTHER, ROW, Site, sites
+from training.protocol import Failure
 
 
 def contents(site: Site) -> set[str]:
@@ -138,14 +141,86 @@ def test_all_tenants_together_have_so_many_bytes(migrated_url: str, tmp_path: Pa
         with pytest.raises(OverQuota, match=r"this server has 60 bytes"):
             site.file(OTHER, b"x" * 41)
         job = site.queue(OTHER, site.file(OTHER, b"x" * 40))
-        assert site.files.keep_results(job, "step\n1\n").bytes == 7, "what a job measured is never lost"
+        site.jobs.claim(1)
+        with site.files.results(job, {"a.csv": b"step\n1\n"}) as results:
+            assert site.jobs.succeed(job.id, "shop@1", 1, results.ids, results.enter)
+        (file_id,) = results.ids
+        assert site.files.get(OTHER, file_id).bytes == 7, "what a job measured is never lost"
+        with pytest.raises(OverQuota, match=r"this server has 107 bytes"):
+            site.files.check_room(OTHER, 1)
 
 
-def test_results_are_a_file_of_the_jobs_tenant(site: Site) -> None:
+RESULTS = {"step_metrics.csv": b"step\n1\n", "card.md": b"# Card\n", "curve.png": b"\x89PNG"}
+
+
+@pytest.mark.parametrize("end", ["succeed", "fail"])
+def test_results_come_with_the_end_of_their_job(site: Site, end: str) -> None:
     job = site.queue(ACME)
-    file = site.files.keep_results(job, "step,train_loss\n1,2.5\n")
-    assert site.files.get(ACME, file.id).purpose == "fine-tune-results"
-    assert site.files.path(file.id).read_text() == "step,train_loss\n1,2.5\n"
+    site.jobs.claim(1)
+    with site.files.results(job, RESULTS) as results:
+        if end == "succeed":
+            assert site.jobs.succeed(job.id, "shop@1", 1, results.ids, results.enter)
+        else:
+            assert site.jobs.fail(job.id, Failure("diverged", "x"), results.ids, results.enter)
+    ids = site.jobs.get(ACME, job.id).result_files
+    files = [site.files.get(ACME, file_id) for file_id in ids]
+    assert {file.filename: site.files.path(file.id).read_bytes() for file in files} == RESULTS
+    assert [file.filename for file in files] == list(RESULTS)
+    assert {(file.purpose, file.tenant, file.expires) for file in files} == {
+        ("fine-tune-results", "acme", None)
+    }
+    site.files.sweep()
+    assert contents(site) == {job.request.training_file, *ids}
+
+
+def test_results_of_a_job_that_does_not_end_with_them_are_gone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = site.queue(ACME)
+    site.jobs.claim(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "plain", lambda _: None)  # a row that the database refuses, the last of all
+        with pytest.raises(IntegrityError), site.files.results(job, RESULTS) as results:
+            site.jobs.succeed(job.id, "shop@1", 1, results.ids, results.enter)
+    assert site.jobs.get(ACME, job.id).status == "running"
+    site.jobs.cancel(ACME, job.id)
+    with site.files.results(job, RESULTS) as results:
+        assert len(contents(site)) == 1 + len(RESULTS)
+        site.files.sweep()
+        assert len(contents(site)) == 1 + len(RESULTS), "what is coming is no orphan"
+        assert not site.jobs.succeed(job.id, "shop@1", 1, results.ids, results.enter)
+    assert contents(site) == {job.request.training_file}
+    assert site.files.list(ACME, purpose="fine-tune-results") == ()
+    assert site.jobs.get(ACME, job.id).result_files == ()
+
+
+def test_results_that_a_disk_has_no_room_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, count = site.queue(ACME), 0
+
+    def full(_: Path) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "sync", full)
+    with pytest.raises(OSError, match="No space") as error, site.files.results(job, RESULTS):
+        raise AssertionError("they are not all there")
+    assert is_full(error.value)
+    assert contents(site) == {job.request.training_file}
+
+
+def test_files_of_one_moment_come_page_by_page_too(site: Site) -> None:
+    job = site.queue(ACME)
+    with site.files.results(job, RESULTS) as results, site.database.write() as write:
+        results.enter(write)
+    for oldest in (False, True):
+        whole = [file.id for file in site.files.list(ACME, oldest=oldest)]
+        assert set(whole) == {job.request.training_file, *results.ids}
+        found: list[str] = []
+        while page := site.files.list(ACME, limit=1, after=found[-1] if found else None, oldest=oldest):
+            found += [file.id for file in page]
+        assert found == whole
 
 
 def test_of_a_file_that_can_not_be_stored_nothing_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from server.jobs.records import JobRequest
-from server.jobs.settle import settle
-from training.spec import TrainSpec
+from server.jobs.settle import settle as settle_on
+from training.base import MODEL_DIR
+from training.data.check import check_file
+from training.plan import choose, read_base, read_rows
+from training.spec import LoraSpec, TrainSpec
+from training.worker import in_brief
 
 AUTO = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
 
@@ -19,9 +26,19 @@ def asked(spec: TrainSpec | None = None, **hyperparameters: Any) -> JobRequest:
     return JobRequest("base", "shop", "file-1", spec or TrainSpec(), hyperparameters=given)
 
 
-def report(examples: int, longest: int = 20, objective: str = "supervised") -> dict[str, Any]:
-    statistics = {"examples": examples, "tokens": {"max": longest}}
+def report(
+    examples: int, longest: int = 20, objective: str = "supervised", trained: int = 100
+) -> dict[str, Any]:
+    statistics = {
+        "examples": examples,
+        "tokens": {"max": longest, "total": longest * examples},
+        "trained_tokens": {"total": trained},
+    }
     return {"format": "rows", "objective": objective, "statistics": statistics}
+
+
+def settle(request: JobRequest, found: dict[str, Any]) -> JobRequest:
+    return settle_on(request, found, "no such base")
 
 
 @pytest.mark.parametrize(
@@ -87,3 +104,40 @@ def test_what_would_never_end_or_fill_the_disk_is_refused(spec: TrainSpec, words
 
 def test_many_evaluations_are_no_checkpoints() -> None:
     settle(asked(TrainSpec(steps=402, evaluate_every=2, save_every=400)), report(10))
+
+
+@pytest.mark.parametrize(
+    ("trained", "most", "rank"),
+    [(100, 256, 8), (71_680, 256, 8), (71_681, 256, 16), (10**9, 256, 128), (10**9, 24, 24), (100, 4, 4)],
+)
+def test_a_rank_that_was_not_asked_is_that_of_the_plan(trained: int, most: int, rank: int) -> None:
+    request = replace(asked(), most_rank=most, alpha_follows=True)
+    settled = settle_on(request, report(1000, trained=trained), str(MODEL_DIR)).spec.lora
+    assert settled == replace(LoraSpec(), rank=rank, alpha=32.0)
+
+
+def test_a_job_and_a_run_of_the_command_line_have_the_same_rank(tmp_path: Path) -> None:
+    """The check's counts beside those of `read_rows`, which the other begins with."""
+    path = tmp_path / "rows.jsonl"
+    rows = ({"prompt": "p" * n, "completion": "c" * 100} for n in range(1, 801))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = choose(read_base(MODEL_DIR), read_rows(path, MODEL_DIR)).spec.lora
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    found = check_file(path, tokenizer=tokenizer, task="CAUSAL_LM", max_length=1024)
+    request = replace(asked(TrainSpec(max_length=1024)), most_rank=256, alpha_follows=True)
+    assert settle_on(request, in_brief(found), str(MODEL_DIR)).spec.lora == chosen
+    assert chosen.rank == 16
+
+
+def test_alpha_goes_with_the_rank_unless_it_was_asked() -> None:
+    request = replace(asked(TrainSpec(LoraSpec("rslora", alpha=5.0))), most_rank=256)
+    many = report(1000, trained=10**9)
+    assert settle_on(request, many, str(MODEL_DIR)).spec.lora.alpha == 5.0
+    follows = settle_on(replace(request, alpha_follows=True), many, str(MODEL_DIR)).spec.lora
+    assert (follows.rank, follows.alpha) == (128, round(32 / 128**0.5, 2))
+
+
+def test_a_rank_that_was_asked_stays_and_so_does_that_of_an_unknown_base() -> None:
+    many = report(1000, trained=10**9)
+    assert settle_on(asked(), many, str(MODEL_DIR)).spec.lora == LoraSpec()
+    assert settle(replace(asked(), most_rank=256, alpha_follows=True), many).spec.lora == LoraSpec()

@@ -77,9 +77,14 @@ def test_a_job_needs_files_of_its_own_tenant(site: Site) -> None:
 
 def test_results_are_nothing_to_train_on(site: Site) -> None:
     job = site.queue(ACME)
-    results = site.files.keep_results(job, "step,train_loss\n1,2\n")
+    with (
+        site.files.results(job, {"step_metrics.csv": b"step,train_loss\n1,2\n"}) as results,
+        site.database.write() as write,
+    ):
+        results.enter(write)
+    (file,) = site.files.list(ACME, purpose="fine-tune-results")
     with pytest.raises(JobError, match=r"training_file: .* is of purpose fine-tune-results"):
-        site.jobs.create(ACME, request(results))
+        site.jobs.create(ACME, request(file))
 
 
 def test_files_on_two_servers_are_a_conflict(pair: tuple[Site, ...]) -> None:
@@ -238,3 +243,25 @@ def test_a_tenant_with_files_or_jobs_stays_and_leaves_nothing(site: Site) -> Non
         site.file(ACME)
     tenants.put("acme")
     assert site.jobs.list(ACME) == ()
+
+
+def test_old_figures_of_jobs_go_and_words_stay(site: Site) -> None:
+    old, young, running = (site.queue(ACME) for _ in range(3))
+    site.jobs.claim(3)
+    for job in (old, young, running):
+        for step in range(5):
+            site.jobs.add_event(job.id, "info", f"Step {step}", "metrics", {"step": step})
+        site.jobs.add_event(job.id, "warn", "the loss is flat")
+    for job in (old, young):
+        site.jobs.succeed(job.id, "shop@1")
+    with site.database.write() as write:
+        write.connection.execute(update(JOBS).where(JOBS.c.id == old.id).values(finished=1000.0))
+    before = [event for event in site.jobs.events(ACME, old.id, limit=100) if event.type == "message"]
+    assert [site.jobs.forget_metrics(2000.0, limit=3) for _ in range(3)] == [3, 2, 0]
+    assert list(site.jobs.events(ACME, old.id, limit=100)) == before
+    assert len(before) > 3
+    newest, *_ = before
+    assert site.jobs.events(ACME, old.id, after=newest.id, limit=1) == (before[1],), "pages go on over gaps"
+    for job in (young, running):
+        kept = [event for event in site.jobs.events(ACME, job.id, limit=100) if event.type == "metrics"]
+        assert len(kept) == 5

@@ -65,6 +65,31 @@ def test_content_comes_back_whole_and_in_parts(stand: Stand) -> None:
     assert (some.status_code, some.content) == (206, b"234")
 
 
+def test_what_a_job_wrote_says_what_it_is_and_what_others_sent_does_not(stand: Stand) -> None:
+    types = {
+        "a.csv": "text/csv; charset=utf-8",
+        "a.md": "text/markdown; charset=utf-8",
+        "a.png": "image/png",
+        "a.json": "application/json",
+        "a.html": "application/octet-stream",
+    }
+    sent = post(stand, name="x.png").json()["id"]
+    answer = stand.client.get(f"/v1/files/{sent}/content")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    body = {"model": "tiny", "training_file": sent}
+    job_id = stand.client.post("/v1/fine_tuning/jobs", json=body).json()["id"]
+    job = stand.training.jobs.get(stand.caller, job_id)
+    contents = {name: name.encode() for name in types}
+    with (
+        stand.training.files.results(job, contents) as results,
+        stand.registry.database.write() as write,
+    ):
+        results.enter(write)
+    for file_id, (name, kind) in zip(results.ids, types.items(), strict=True):
+        answer = stand.client.get(f"/v1/files/{file_id}/content")
+        assert (answer.content, answer.headers["content-type"]) == (name.encode(), kind)
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a" * 3000, "ä ö.jsonl", "x\x01y"])
 def test_a_file_name_is_text_and_never_a_path(stand: Stand, name: str) -> None:
     answer = post(stand, name=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -150,7 +151,7 @@ def test_a_job_goes_on_from_an_adapter_that_its_tenant_sees(stand: Stand) -> Non
 def test_a_rank_that_could_not_be_published_is_refused_at_once(stand: Stand) -> None:
     with stand.tenant("acme"):
         stand.registry.tenants.put("acme", Quota(max_rank=4, max_jobs=1))
-        answer = create(stand)
+        answer = create(stand, training={"lora": {"rank": 8}})
         assert answer.status_code == 400
         assert "is 8; the most is 4" in answer.json()["error"]["message"]
         training = {"lora": {"rank": 4}}
@@ -158,6 +159,55 @@ def test_a_rank_that_could_not_be_published_is_refused_at_once(stand: Stand) -> 
         assert error(create(stand, training=training)) == (403, "quota_exceeded")
         limits = stand.client.get("/v1/fine_tuning/model_limits").json()
         assert (limits["rank"], limits["jobs"]) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("lora", "rank", "alpha", "most", "follows"),
+    [
+        (None, 8, 32.0, 256, True),
+        ({}, 8, 32.0, 256, True),
+        ({"alpha": 5.0}, 8, 5.0, 256, False),
+        ({"method": "rslora"}, 8, 11.31, 256, True),
+        ({"rank": 64}, 64, 32.0, None, False),
+        ({"rank": 8, "method": "rslora"}, 8, 11.31, None, False),
+    ],
+)
+def test_a_rank_that_is_not_asked_is_left_for_when_the_data_is_known(
+    stand: Stand, lora: Any, rank: int, alpha: float, most: int | None, follows: bool
+) -> None:
+    job = create(stand, **({} if lora is None else {"training": {"lora": lora}})).json()
+    assert (job["training"]["lora"]["rank"], job["training"]["lora"]["alpha"]) == (rank, alpha)
+    request = stand.training.jobs.get(stand.caller, job["id"]).request
+    assert (request.most_rank, request.alpha_follows) == (most, follows)
+
+
+def test_a_rank_that_is_not_asked_is_within_the_quota(stand: Stand) -> None:
+    with stand.tenant("acme"):
+        stand.registry.tenants.put("acme", Quota(max_rank=4))
+        job = create(stand).json()
+        assert job["training"]["lora"]["rank"] == 4
+        assert stand.training.jobs.get(stand.caller, job["id"]).request.most_rank == 4
+
+
+def test_an_adapter_to_go_on_from_has_its_own_rank(stand: Stand) -> None:
+    stand.publish("shop", 1)
+    job = create(stand, model="shop").json()
+    assert stand.training.jobs.get(stand.caller, job["id"]).request.most_rank is None
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_on_a_quantised_base_qlora_is_meant_and_nothing_else_is_taken(stand: Stand, kind: str) -> None:
+    stand.publish("shop", 1)
+    stand.context.base = replace(stand.context.base, quantization=kind)
+    for fields in ({}, {"training": {"lora": {"rank": 2}}}, {"model": "shop"}):
+        assert create(stand, **fields).json()["training"]["lora"]["method"] == "qlora"
+    assert create(stand, training={"lora": {"method": "qlora"}}).status_code == 200
+    for method in ("lora", "dora"):
+        answer = create(stand, training={"lora": {"method": method}})
+        said = answer.json()["error"]
+        assert (answer.status_code, said["param"]) == (400, "training.lora.method")
+        assert f"this base is quantised ({kind}): take qlora instead of {method}" in said["message"]
+    assert stand.client.get("/v1/fine_tuning/model_limits").json()["methods"] == ["qlora"]
 
 
 def test_what_training_says_is_told_as_hyperparameters_too(stand: Stand) -> None:

@@ -11,11 +11,13 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from pydantic import BaseModel
 
+from adapters.registry.records import LOCAL
 from server.jobs.service import Service
 from tests.server.api.fine_tuning.conftest import ROWS, Official, begin, upload
 from training.protocol import Failure
 
 pytestmark = pytest.mark.usefixtures("nothing_waits")
+RESULTS = {"step_metrics.csv": b"step,train_loss\n1,0.5\n", "card.md": b"# A", "curve.png": b"\x89PNG\r\n"}
 OURS: dict[type[BaseModel], set[str]] = {
     FileObject: {"sha256"},
     FineTuningJob: {"suffix", "name", "training", "promote", "gate"},
@@ -109,7 +111,9 @@ def test_a_job_from_its_file_to_its_model(client: openai.OpenAI, service: Servic
         service.jobs.add_event(job.id, "info", f"Step {step}/20", "metrics", data)
         service.jobs.add_checkpoint(job.id, step, f"{job.id}@{step // 10}", {"train_loss": 1.0 / step})
     service.jobs.add_event(job.id, "warn", "the loss is flat")
-    service.jobs.succeed(job.id, "shop@1", 1234, ["file-results"])
+    taken = service.jobs.get(LOCAL, job.id)
+    with service.files.results(taken, RESULTS) as results:
+        assert service.jobs.succeed(job.id, "shop@1", 1234, results.ids, results.enter)
     _see_the_end(client, job.id)
 
 
@@ -117,7 +121,15 @@ def _see_the_end(client: openai.OpenAI, job_id: str) -> None:
     done = client.fine_tuning.jobs.retrieve(job_id)
     check_complete(done)
     assert (done.status, done.fine_tuned_model, done.trained_tokens) == ("succeeded", "shop@1", 1234)
-    assert done.result_files == ["file-results"]
+    files = [client.files.retrieve(file_id) for file_id in done.result_files]
+    for file in files:
+        check_complete(file)
+        assert file.purpose == "fine-tune-results"
+    assert {file.filename: client.files.content(file.id).read() for file in files} == RESULTS
+    assert files[0].filename == "step_metrics.csv"
+    assert {file.id for file in client.files.list(purpose="fine-tune-results", limit=1)} == {
+        *done.result_files
+    }
     assert done.finished_at is not None
     assert done.estimated_finish is None
     events = list(client.fine_tuning.jobs.list_events(job_id, limit=2))  # as many pages as it takes
