@@ -7,12 +7,12 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import or_, update
 
 from server.jobs import rows
 from server.jobs.queue import LOST_SECONDS, MAX_ATTEMPTS, NewEvent
 from server.jobs.records import Job
-from server.jobs.schema import FILES, JOBS
+from server.jobs.schema import JOBS
 from server.jobs.store import Jobs
 from tests.server.jobs.world import ACME, BASE, OTHER, Site, sites
 from training.protocol import Failure
@@ -24,7 +24,7 @@ def messages(site: Site, job: Job) -> list[str]:
 
 def silence(site: Site, replica: str) -> None:
     with site.database.write() as write:
-        late = update(JOBS).where(JOBS.c.replica == replica)
+        late = update(JOBS).where(or_(JOBS.c.replica == replica, JOBS.c.keeper == replica))
         write.connection.execute(late.values(beat=time.time() - LOST_SECONDS - 1))
 
 
@@ -68,9 +68,7 @@ def test_what_is_not_accepted_waits_on(site: Site) -> None:
 
 
 def test_many_at_a_time_never_take_the_same(pair: tuple[Site, ...]) -> None:
-    file = pair[0].file(ACME)
-    with pair[0].database.write() as write:
-        write.connection.execute(update(FILES).values(replica=""))
+    file = pair[0].shared_file(ACME)
     ids = {pair[0].queue(ACME, file).id for _ in range(12)}
     claimed: list[str] = []
 
@@ -105,10 +103,7 @@ def test_only_a_server_of_the_same_base_trains(migrated_url: str, tmp_path: Path
 
 def test_a_silent_server_loses_its_jobs_and_is_told(pair: tuple[Site, ...]) -> None:
     here, there = pair
-    file = here.file(ACME)
-    with here.database.write() as write:
-        write.connection.execute(update(FILES).values(replica=""))
-    job = here.queue(ACME, file)
+    job = here.queue(ACME, here.shared_file(ACME))
     here.jobs.claim(1)
     assert there.jobs.claim(1) == ()
     silence(here, "here")
@@ -118,7 +113,110 @@ def test_a_silent_server_loses_its_jobs_and_is_told(pair: tuple[Site, ...]) -> N
     assert not here.jobs.succeed(job.id, "shop@1")
     assert here.jobs.add_checkpoint(job.id, 5, "x@1", {}) is None
     assert there.jobs.heartbeat([job.id]) == {job.id: "run"}
-    assert any("silent" in message for message in messages(here, job))
+    assert messages(here, job)[-2:] == [
+        "The server that worked on it is silent. The job waits for its next turn.",
+        "The server that has the job's state is silent: the job begins anew on another.",
+    ]
+
+
+def kept(site: Site) -> Job:
+    """A job that has trained there, and that others could train too."""
+    job = site.queue(ACME, site.shared_file(ACME))
+    for claimed in site.jobs.claim(10):
+        assert site.jobs.stopped(claimed.id)
+    return job
+
+
+def test_a_job_that_stopped_keeps_to_the_server_that_has_its_state(pair: tuple[Site, ...]) -> None:
+    here, there = pair
+    job = kept(here)
+    before = there.database.revision()
+    assert there.jobs.claim(1) == ()
+    assert there.database.revision() == before, "no transaction in vain"
+    (again,) = here.jobs.claim(1)
+    assert (again.id, again.keeper) == (job.id, "here")
+    assert messages(here, job)[-1] == "The job goes on"
+
+
+def test_a_job_begins_anew_when_the_server_that_has_its_state_is_silent(pair: tuple[Site, ...]) -> None:
+    here, there = pair
+    job = kept(here)
+    silence(here, "here")
+    (again,) = there.jobs.claim(1)
+    assert (again.id, again.keeper, again.attempts) == (job.id, "there", 1)
+    assert "begins anew" in messages(here, job)[-1]
+    there.jobs.stopped(job.id)
+    assert here.jobs.claim(1) == (), "now it is the other one's"
+
+
+@pytest.mark.parametrize("how", ["keep", "heartbeat", "recover"])
+def test_a_server_that_lives_keeps_what_waits_for_it(how: str, pair: tuple[Site, ...]) -> None:
+    here, there = pair
+    kept(here)
+    paused, other = kept(here), here.create(ACME)
+    here.jobs.pause(ACME, paused.id)
+    assert here.jobs.claim_check() is not None
+    silence(here, "here")
+    if how == "keep":
+        here.jobs.keep()
+    elif how == "heartbeat":
+        here.jobs.heartbeat([other.id])
+    else:
+        assert Jobs(here.database, "here", BASE).recover() == (other.id,)
+    here.jobs.resume(ACME, paused.id)
+    assert there.jobs.claim(2) == ()
+    before = here.database.revision()
+    here.jobs.keep()
+    assert here.database.revision() == before, "they were just kept"
+    assert len(here.jobs.claim(2)) == 2
+
+
+def test_a_job_that_was_stopped_late_is_kept(pair: tuple[Site, ...]) -> None:
+    here, there = pair
+    job = here.queue(ACME, here.shared_file(ACME))
+    here.jobs.claim(1)
+    silence(here, "here")  # the machine was asleep
+    here.jobs.stopped(job.id)
+    assert there.jobs.claim(1) == ()
+
+
+def test_what_others_keep_or_train_or_nobody_can_train_here_is_not_kept(pair: tuple[Site, ...]) -> None:
+    here, there = pair
+    kept(here)
+    silence(here, "here")
+    before = here.database.revision()
+    there.jobs.keep()
+    Jobs(here.database, "here", "0" * 64).keep()
+    assert here.database.revision() == before
+    here.jobs.keep()
+    assert here.database.revision() == before + 1
+
+
+@pytest.mark.parametrize("how", ["succeed", "fail", "cancel"])
+def test_nobody_keeps_a_job_that_is_over(how: str, site: Site) -> None:
+    job = kept(site)
+    site.jobs.claim(1)
+    if how == "succeed":
+        site.jobs.succeed(job.id, "shop@1")
+    elif how == "fail":
+        site.jobs.fail(job.id, Failure("diverged", "the loss is nan"))
+    else:
+        site.jobs.cancel(ACME, job.id)
+    assert site.jobs.get(ACME, job.id).keeper == ""
+
+
+def test_who_gives_way_is_told_and_loses_no_attempt(site: Site) -> None:
+    job = site.queue(ACME)
+    site.jobs.claim(1)
+    assert site.jobs.stopped(job.id, for_others=True)
+    given = site.jobs.get(ACME, job.id)
+    assert (given.status, given.attempts, given.replica) == ("queued", 0, "")
+    text = "The job waits for its next turn: others wait too."
+    assert messages(site, job)[-1] == text
+    site.jobs.claim(1)
+    site.jobs.pause(ACME, job.id)
+    site.jobs.stopped(job.id, for_others=True)
+    assert messages(site, job).count(text) == 1, "it waits for its owner, and not for others"
 
 
 def test_a_job_that_kills_its_worker_fails_in_the_end(site: Site) -> None:

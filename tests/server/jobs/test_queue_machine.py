@@ -1,8 +1,8 @@
 """The queue does what a plain list would, after any sequence of calls by two servers, on both databases.
 
-Servers claim, tell, fall silent and start again; tenants create, cancel, pause and resume. Each call goes to
-the queue and to the model, which must say the same, and then all jobs are compared. At the end every job that
-is neither over nor paused can be claimed: none is lost.
+Servers claim, tell, give way, fall silent and start again; tenants create, cancel, pause and resume. Each
+call goes to the queue and to the model, which must say the same, and then all jobs are compared. At the end
+every job that is neither over nor paused can be claimed: none is lost.
 
 `MACHINE_EXAMPLES=300` looks further, by chance.
 """
@@ -22,13 +22,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from sqlalchemy import delete, update
+from sqlalchemy import and_, delete, or_, update
 
 from adapters.registry.records import LOCAL, Caller
 from server.jobs.errors import Conflict
 from server.jobs.queue import LOST_SECONDS, MAX_ATTEMPTS
 from server.jobs.records import UNFINISHED, TrainingFile
-from server.jobs.schema import CHECKPOINTS, EVENTS, FILES, JOBS, LABELS
+from server.jobs.schema import CHECKPOINTS, EVENTS, JOBS, LABELS
 from server.jobs.store import Jobs
 from tests.server.jobs.world import ACME, BASE, OTHER, Site, request, sites
 from training.protocol import Failure
@@ -42,12 +42,13 @@ PICK = st.integers(0, 9)
 
 @dataclass
 class Entry:
-    """A job as the model has it. `silent`: whoever holds it has not been heard of for long."""
+    """A job as the model has it. `silent`: whoever holds or keeps it has not been heard of for long."""
 
     id: str
     tenant: str
     status: str = "validating_files"
     holder: str = ""
+    keeper: str = ""
     silent: bool = False
     checked: bool = False
     started: bool = False
@@ -55,7 +56,7 @@ class Entry:
     turn: int = 0
 
     def free(self) -> None:
-        self.holder, self.silent = "", False
+        self.holder = ""
         if self.status == "running":
             self.status = "queued"
 
@@ -66,14 +67,17 @@ class Entry:
             self.free()
 
     def end(self, status: str) -> None:
-        self.status, self.holder, self.silent = status, "", False
+        self.status, self.holder, self.keeper = status, "", ""
 
     def hold(self, server: str) -> None:
         self.holder, self.silent = server, False
         self.attempts += 1
 
     def tell(self) -> tuple[object, ...]:
-        return self.status, self.holder, self.checked, self.started, self.attempts
+        return self.status, self.holder, self.keeper, self.checked, self.started, self.attempts
+
+    def waits_for(self, server: str) -> bool:
+        return self.tell()[:2] == ("queued", "") and (self.keeper in ("", server) or self.silent)
 
 
 class Model:
@@ -85,8 +89,33 @@ class Model:
 
     def expire(self, server: str) -> None:
         for entry in self.jobs:
-            if entry.silent and entry.holder != server:
+            if entry.silent and entry.holder not in ("", server):
                 entry.lose()
+
+    def keep(self, server: str) -> None:
+        for entry in self.jobs:
+            if entry.keeper == server and not entry.holder and entry.status in ("queued", "paused"):
+                entry.silent = False
+
+    def next(self, server: str, served: dict[str, int], released: list[Entry]) -> Entry | None:
+        """The next job to claim, if those that are released were queued."""
+        waiting = [entry for entry in self.jobs if entry.waits_for(server) or entry in released]
+        runs = [entry for entry in self.jobs if entry.holder and entry.started and entry not in released]
+        busy = Counter(entry.tenant for entry in runs)
+        return min(
+            waiting, key=lambda entry: (busy[entry.tenant], served[entry.tenant], entry.tenant), default=None
+        )
+
+    def whose_turn(self, server: str, group: list[Entry], joins: bool) -> str:
+        waiting = [entry for entry in self.jobs if entry.waits_for(server)]
+        own = {entry.tenant for entry in group}
+        strangers = {entry.tenant for entry in waiting} - own
+        first = self.next(server, self.served(), group)
+        if strangers and first is not None and first.tenant not in own:
+            return "others"
+        if waiting and joins:
+            return "others"
+        return "again" if strangers else "free"
 
     def claim_check(self, server: str) -> str | None:
         self.expire(server)
@@ -104,23 +133,19 @@ class Model:
         self.expire(server)
         self.turns += 1
         claimed: list[str] = []
-        served = {tenant: self.served(tenant) for tenant in ("acme", "other")}
-        while len(claimed) < limit:
-            waiting = [entry for entry in self.jobs if entry.tell()[:2] == ("queued", "")]
-            busy = Counter(entry.tenant for entry in self.jobs if entry.holder and entry.started)
-            tenants = {entry.tenant for entry in waiting}
-            if not tenants:
-                break
-            tenant = min(tenants, key=lambda name: (busy[name], served[name], name))
-            entry = next(entry for entry in waiting if entry.tenant == tenant)
+        served = self.served()
+        while len(claimed) < limit and (entry := self.next(server, served, [])) is not None:
             entry.hold(server)
-            entry.status, entry.started, entry.turn = "running", True, self.turns
+            entry.status, entry.started, entry.keeper, entry.turn = "running", True, server, self.turns
             claimed.append(entry.id)
         return claimed
 
-    def served(self, tenant: str) -> int:
-        """When a tenant had its last turn."""
-        return max((entry.turn for entry in self.jobs if entry.tenant == tenant), default=0)
+    def served(self) -> dict[str, int]:
+        """When each tenant had its last turn."""
+        found = dict.fromkeys(("acme", "other"), 0)
+        for entry in self.jobs:
+            found[entry.tenant] = max(found[entry.tenant], entry.turn)
+        return found
 
 
 class Machine(RuleBasedStateMachine):
@@ -199,6 +224,30 @@ class Machine(RuleBasedStateMachine):
             assert orders[entry.id] == expected
             if mine:
                 entry.silent = False
+        if entries:
+            self.model.keep(queue.replica)
+
+    @rule(server=SERVER)
+    def keeps(self, server: int) -> None:
+        self.queues[server].keep()
+        self.model.keep(self.queues[server].replica)
+
+    @rule(server=SERVER, joins=st.booleans())
+    def has_trained_for_a_while(self, server: int, joins: bool) -> None:
+        """What it trains gives way, or has another turn."""
+        queue = self.queues[server]
+        group = [e for e in self.model.jobs if e.holder == queue.replica and e.status == "running"]
+        turn = queue.whose_turn([entry.id for entry in group], (lambda job: True) if joins else None)
+        assert turn == self.model.whose_turn(queue.replica, group, joins)
+        if turn == "again":
+            self.model.turns += 1
+            for entry in group:
+                entry.turn = self.model.turns
+        elif turn == "others":
+            for entry in group:
+                assert queue.stopped(entry.id, for_others=True)
+                entry.attempts, entry.silent = max(0, entry.attempts - 1), False
+                entry.free()
 
     @rule(server=SERVER, pick=PICK, what=st.sampled_from(["event", "checkpoint"]))
     def tells(self, server: int, pick: int, what: str) -> None:
@@ -233,9 +282,10 @@ class Machine(RuleBasedStateMachine):
         if not mine or not taken:
             return
         if how == "stopped":
-            entry.attempts = max(0, entry.attempts - 1)
+            entry.attempts, entry.silent = max(0, entry.attempts - 1), False
             entry.free()
         elif how == "lost":
+            entry.silent = False
             entry.lose()
         else:
             entry.end("succeeded" if how == "succeed" else "failed")
@@ -252,7 +302,7 @@ class Machine(RuleBasedStateMachine):
                 getattr(jobs, how)(caller, entry.id)
             return
         if how == "cancel":
-            entry.status = "cancelled"
+            entry.status, entry.keeper = "cancelled", ""
         elif how == "pause":
             entry.status = "paused"
         elif entry.status == "paused":
@@ -270,16 +320,18 @@ class Machine(RuleBasedStateMachine):
         for entry in self.model.jobs:
             if entry.id in held:
                 entry.lose()
+        self.model.keep(queue.replica)
 
     @rule(server=SERVER)
     def falls_silent(self, server: int) -> None:
         """For longer than its claims last; then it goes on as if nothing had been."""
         replica = self.queues[server].replica
         with self.pair[0].database.write() as write:
-            late = update(JOBS).where(JOBS.c.replica == replica)
+            kept = and_(JOBS.c.replica == "", JOBS.c.keeper == replica)
+            late = update(JOBS).where(or_(JOBS.c.replica == replica, kept))
             write.connection.execute(late.values(beat=time.time() - LOST_SECONDS - 1))
         for entry in self.model.jobs:
-            entry.silent = entry.silent or entry.holder == replica
+            entry.silent = entry.silent or replica in (entry.holder, entry.keeper if not entry.holder else "")
 
     @invariant()
     def is_as_the_model_says(self) -> None:
@@ -289,8 +341,8 @@ class Machine(RuleBasedStateMachine):
         )
         for entry in self.model.jobs:
             job = found[entry.id]
-            told = (job.status, job.replica, job.checked is not None, job.resume, job.attempts)
-            assert told == entry.tell()
+            told = (job.checked is not None, job.resume, job.attempts)
+            assert (job.status, job.replica, job.keeper, *told) == entry.tell()
             if job.status not in UNFINISHED:
                 self.over.setdefault(entry.id, job.status)
             assert self.over.get(entry.id, job.status) == job.status, "a job that was over is not any more"
@@ -303,7 +355,8 @@ class Machine(RuleBasedStateMachine):
             self.starts_again(server)
         waiting = {entry.id for entry in self.model.jobs if entry.status == "queued"}
         unchecked = {entry.id for entry in self.model.jobs if entry.status == "validating_files"}
-        assert {job.id for job in self.queues[0].claim(10_000)} == waiting
+        claimed = [job.id for queue in self.queues for job in queue.claim(10_000)]
+        assert sorted(claimed) == sorted(waiting)
         looked = [self.queues[1].claim_check() for _ in range(len(unchecked) + 1)]
         assert {job.id for job in looked if job is not None} == unchecked
         assert looked[-1] is None, "a job is claimed twice"
@@ -312,10 +365,7 @@ class Machine(RuleBasedStateMachine):
 @contextmanager
 def machine(url: str, folder: Path) -> Iterator[type[Machine]]:
     with sites(url, folder, "here", "there") as pair:
-        files = {caller.tenant: pair[0].file(caller) for caller in (ACME, OTHER)}
-        # As from the store that servers share: each of them can train with it.
-        with pair[0].database.write() as write:
-            write.connection.execute(update(FILES).values(replica=""))
+        files = {caller.tenant: pair[0].shared_file(caller) for caller in (ACME, OTHER)}
         yield cast(type[Machine], type("Bound", (Machine,), {"pair": pair, "files": files}))
 
 

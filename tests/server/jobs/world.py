@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import update
 
 from adapters.registry.database import Database
 from adapters.registry.records import Caller
 from adapters.registry.tenants import Tenants
 from server.jobs.files import Files
 from server.jobs.records import Job, JobRequest, TrainingFile
+from server.jobs.schema import FILES
 from server.jobs.store import Jobs
 from training.spec import TrainSpec
 
@@ -41,6 +45,13 @@ class Site:
         path = self.folder / "incoming"
         path.write_bytes(content)
         return self.files.add(caller, path, "data.jsonl", **options)
+
+    def shared_file(self, caller: Caller) -> TrainingFile:
+        """One as in the store that servers share: each of them can train with it."""
+        file = self.file(caller)
+        with self.database.write() as write:
+            write.connection.execute(update(FILES).where(FILES.c.id == file.id).values(replica=""))
+        return replace(file, replica="")
 
     def create(self, caller: Caller, file: TrainingFile | None = None, **fields: Any) -> Job:
         """A job on a file of its own unless one is given."""
