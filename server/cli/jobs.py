@@ -61,7 +61,7 @@ def _add_create(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--method", choices=METHODS)
     group.add_argument("--dpo", action="store_true", help="the data are preferences")
     for flag, kind, text in (
-        ("rank", int, "of the adapter"),
+        ("rank", int, "of the adapter (default: by the tokens to learn)"),
         ("alpha", float, "of the adapter"),
         ("epochs", int, "passes over the data (default: by its size)"),
         ("batch-size", int, "rows of one step"),
