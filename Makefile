@@ -7,8 +7,8 @@ READY := $(VENV)/.ready
 BENCH_WORK ?= build/bench
 
 # OpenMP's workers spin while they wait; beside a second process each operation would then wait for the
-# scheduler. One thread does not collapse.
-TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# scheduler. One thread does not collapse. Tests start hundreds of processes: none should compile our modules anew.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 
 .PHONY: demo demo-stop test soak lint bench clean
 
