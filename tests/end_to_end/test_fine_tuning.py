@@ -120,6 +120,13 @@ def test_from_files_to_live_adapters(url: str, tmp_path: Path) -> None:
     results = client.files.content(job.result_files[0]).text.splitlines()
     assert results[0].startswith("step,train_loss")
     assert len(results) == 1 + 60
+    names = [client.files.retrieve(file_id).filename for file_id in job.result_files]
+    assert names[1:] == [f"{job.id}-{name}" for name in ("card.md", "curve.png", "lineage.json")]
+    card, curve, lineage = (client.files.content(file_id) for file_id in job.result_files[1:])
+    assert "exact_match" in card.text
+    assert curve.read()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert curve.response.headers["content-type"] == "image/png"
+    assert lineage.json()["job"] == job.id
 
     for other in others:
         while follow(client, other.id, {}).status not in ("succeeded", "failed", "cancelled"):
