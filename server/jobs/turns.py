@@ -60,9 +60,9 @@ class Waiting:
         return None
 
     @property
-    def tenants(self) -> Collection[str]:
+    def tenants(self) -> set[str]:
         """Those that have some."""
-        return self._queues.keys()
+        return {*self._queues}
 
     @property
     def tenant(self) -> str:
