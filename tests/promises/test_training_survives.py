@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -77,13 +78,13 @@ class Place:
     files: Files
     folder: Path
 
-    def create(self, name: str, rows: bytes, spec: TrainSpec) -> str:
+    def create(self, name: str, rows: bytes, spec: TrainSpec, caller: Caller = LOCAL, **fields: Any) -> str:
         """A job whose data needs no look."""
         path = self.folder / "upload"
         path.write_bytes(rows)
-        file = self.files.add(LOCAL, path, "rows.jsonl")
-        request = JobRequest("base", name, file.id, spec, gate=False)
-        job_id = self.jobs.create(Caller(), request).id
+        file = self.files.add(caller, path, "rows.jsonl")
+        request = JobRequest("base", name, file.id, spec, gate=False, **fields)
+        job_id = self.jobs.create(Caller(caller.tenant), request).id
         claimed = self.jobs.claim_check()
         assert claimed is not None
         self.jobs.checked(claimed.id, request)
@@ -104,7 +105,7 @@ def wait(ready: Callable[[], object], why: Callable[[], str] = str) -> None:
 
 
 @contextmanager
-def supervised(folder: Path) -> Iterator[tuple[Place, Supervisor]]:
+def supervised(folder: Path, slice_seconds: float = 600.0) -> Iterator[tuple[Place, Supervisor]]:
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL_DIR))
     base = survey(model).describe(model, name="base", digest=base_digest(MODEL_DIR))
     data, stopping = folder / "data", threading.Event()
@@ -119,7 +120,7 @@ def supervised(folder: Path) -> Iterator[tuple[Place, Supervisor]]:
                 Metrics(lambda: STATS, "base", 1),
                 data / "training" / "jobs",
                 str(MODEL_DIR),
-                Bounds(threads=1, nice=0),
+                Bounds(threads=1, nice=0, slice_seconds=slice_seconds),
                 stopping,
             )
         )
@@ -153,6 +154,33 @@ def test_kill_9_of_the_worker(rows: bytes, undisturbed: dict[str, list[float]], 
         assert sum("killed by SIGKILL" in text for text in said) == 1
         assert any(text.startswith("Training goes on after step") for text in said)
         assert place.result("bot") == undisturbed
+
+
+def test_a_job_that_gives_way_to_another_tenant(
+    rows: bytes, undisturbed: dict[str, list[float]], tmp_path: Path
+) -> None:
+    """It can't join the long one. What it was to go on from is gone, so that its turn takes no time here."""
+    with supervised(tmp_path, slice_seconds=0.0) as (place, supervisor):
+        place.registry.tenants.put("other")
+        long = place.create("long", rows, SPEC)
+        gone = {"parent": "gone@1", "parent_digest": "0" * 64}
+        alone = replace(SPEC, gradient_checkpointing=True)
+        other = place.create("short", rows, alone, Caller("other"), **gone)
+        supervisor.start()
+        place.wait(long, lambda: place.jobs.get(LOCAL, long).status in ("succeeded", "failed"))
+        first, last = place.jobs.get(LOCAL, other), place.jobs.get(LOCAL, long)
+        assert (first.status, last.fine_tuned_model) == ("failed", "long@1")
+        assert first.finished is not None
+        assert last.finished is not None
+        assert last.started is not None
+        assert first.started is not None
+        assert last.started < first.started < first.finished < last.finished
+        said = [event.message for event in place.jobs.events(LOCAL, long, limit=1000)]
+        assert said.count("The job waits for its next turn: others wait too.") == 1
+        assert sum(text.startswith("Training goes on after step") for text in said) == 1
+        steps = [checkpoint.step for checkpoint in place.jobs.checkpoints(LOCAL, long, limit=100)]
+        assert steps == list(range(40, 0, -4)), "no version was made because others waited"
+        assert place.result("long") == undisturbed
 
 
 def test_a_job_that_diverges_beside_a_good_one(rows: bytes, tmp_path: Path) -> None:
