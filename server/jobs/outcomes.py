@@ -86,7 +86,7 @@ class Outcomes:
                 return
         try:
             lineage = lineage_of(job, entry.data, gate["scores"] if gate is not None else None)
-            version, is_new = site.publication.result(job, folder, lineage)
+            version = site.publication.result(job, folder, lineage)
         except ServerStops:
             self.released(entry)
             return
@@ -99,7 +99,7 @@ class Outcomes:
         if done:
             self._ended(entry, "succeeded")
         else:
-            if is_new:  # it was cancelled meanwhile
+            if version.lineage.job == job.id:  # it was cancelled meanwhile, maybe between two tries
                 site.publication.take_back(job, version)
             self.released(entry)
 

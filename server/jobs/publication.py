@@ -67,10 +67,10 @@ class Publication:
             NotPublished: with the reason; a full disk is one at once.
             ServerStops: not now.
         """
-        return self._version(job, job.checkpoint_name, folder, lineage, "auto", waits=False)[0]
+        return self._version(job, job.checkpoint_name, folder, lineage, "auto", waits=False)
 
-    def result(self, job: Job, folder: Path, lineage: Mapping[str, Any]) -> tuple[AdapterVersion, bool]:
-        """The next version of the job's name, promoted as its request says, and whether it is new.
+    def result(self, job: Job, folder: Path, lineage: Mapping[str, Any]) -> AdapterVersion:
+        """The next version of the job's name, promoted as its request says.
 
         Raises:
             NotPublished: with the reason; a full disk is waited for.
@@ -120,7 +120,7 @@ class Publication:
         promote: Promote,
         *,
         waits: bool,
-    ) -> tuple[AdapterVersion, bool]:
+    ) -> AdapterVersion:
         told = {**lineage_beside(folder), **lineage}
 
         def work() -> tuple[AdapterVersion, bool]:
@@ -131,7 +131,7 @@ class Publication:
         for left in reversed(range(_TRIES)):
             try:
                 _write_lineage(folder, told)
-                return self._publish(work)
+                return self._publish(work)[0]
             except (ProofUnavailable, RegistryUnavailable, OSError) as error:
                 failure = _failure(error)
                 log.warning("%s of job %s can't be published now: %s", name, job.id, error)

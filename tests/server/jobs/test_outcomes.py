@@ -124,6 +124,28 @@ def test_a_second_try_leaves_one_of_each(place: Place, monkeypatch: pytest.Monke
     assert contents(place) == 1 + 4
 
 
+def test_a_job_that_is_cancelled_between_two_tries_publishes_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs.group.RETRY_SECONDS", 0.01)
+    succeed, tries = place.jobs.succeed, 0
+
+    def flaky(job_id: str, *rest: Any) -> bool:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise RegistryUnavailable("the database went away")
+        place.jobs.cancel(USER, job_id)
+        return succeed(job_id, *rest)
+
+    monkeypatch.setattr(place.jobs, "succeed", flaky)
+    with place.supervised():
+        place.wait(place.create(WHOLE), "cancelled")
+    assert tries == 2
+    assert place.registry.versions("bot") == ()
+    assert (stored(place), contents(place)) == (set(), 1)
+
+
 def test_a_full_disk_costs_a_job_its_files_and_not_its_adapter(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
