@@ -23,10 +23,10 @@ demo: $(READY)
 demo-stop: $(READY)
 	$(BIN)/python examples/demo.py --stop
 
-# A file's tests stay in one process and share what they make. Those marked `alone` measure time: they come last,
-# when nothing else runs.
+# A file's tests stay in one process and share what they make. There is one process more than CI has cores: many
+# tests wait for others that they started. Those marked `alone` measure time: they come last, when nothing else runs.
 test: $(READY)
-	$(TEST_ENV) $(BIN)/python -m pytest -q --durations 20 -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(TEST_ENV) $(BIN)/python -m pytest -q --durations 20 -n 3 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m alone $$(grep -rl --include='test_*.py' pytest.mark.alone tests)
 
 # Everything at once on one server, for minutes; `test` does it for seconds.

@@ -17,18 +17,25 @@ pytest_plugins = ["tests.postgres", "tests.databases"]
 ROOT = Path(__file__).parents[1]
 LONGEST = (
     "bench/test_main.py",
+    "promises/test_training_survives.py",
+    "promises/test_what_was_said_survives.py",
+    "end_to_end/test_fine_tuning.py",
+    "server/proof/test_process.py",
+    "server/engine/cuda/test_kernels.py",
+    "promises/test_any_sequence.py",
+    "adapters/registry/test_registry.py",
+    "test_demo.py",
     "end_to_end/test_process.py",
     "promises/test_parity.py",
     "promises/test_mutated_files.py",
     "promises/test_openapi.py",
     "promises/test_bounds_come_before_memory.py",
-    "promises/test_training_survives.py",
-    "end_to_end/test_fine_tuning.py",
-    "promises/test_what_was_said_survives.py",
     "promises/test_registry_machine.py",
     "promises/test_replicas.py",
     "end_to_end/test_lifecycle.py",
-    "test_demo.py",
+    "training/run/test_resume.py",
+    "training/joint/test_together.py",
+    "training/test_worker.py",
 )
 """Files that take longest: they go first, so that two processes that share all files end together."""
 
