@@ -238,7 +238,7 @@ def test_gradients_that_overflow_under_a_good_loss_take_no_step(
     good = Supervised.compute_loss
 
     def planted(*given: Any, **options: Any) -> Any:
-        loss = good(*given, **options)
+        loss: Any = good(*given, **options)
         loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss
 
