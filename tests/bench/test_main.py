@@ -1,10 +1,8 @@
-"""The whole benchmark once on a tiny shape: every measure runs and what it says can be read."""
+"""Measures on a tiny shape: each runs, and what it says can be read. Those too many for CI: `make soak`."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,8 @@ from bench.__main__ import MEASURES, main
 from bench.heartbeat import METRIC
 from bench.reports import read_reports
 
-ROOT = Path(__file__).parents[2]
+ONE_OF_EACH = {"throughput", "floor", "hot-swap", "joint"}
+"""Against a server and its peers, in process, with uploads, of training."""
 
 
 def test_a_measure_that_fails_is_told_and_costs_no_other(
@@ -31,21 +30,24 @@ def test_a_measure_that_fails_is_told_and_costs_no_other(
     assert "no such thing" in said
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_every_measure_runs(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench", "all", "--shape", "tiny", "--quick"]
-    done = subprocess.run(
-        [*command, "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")],
-        cwd=ROOT,
-        env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    reports = read_reports(tmp_path / "out")
-    assert {measure for measure, _ in reports} == set(MEASURES)
+@pytest.mark.parametrize(
+    "measures",
+    [
+        pytest.param(ONE_OF_EACH, id="one of each kind"),
+        pytest.param([*MEASURES.keys() - ONE_OF_EACH], id="the others", marks=pytest.mark.soak),
+    ],
+)
+@pytest.mark.timeout(600)
+def test_every_measure_runs(
+    measures: Collection[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, output = tmp_path / "work", tmp_path / "out"
+    for name in sorted(measures):
+        code = main([name, "--shape", "tiny", "--quick", "--work", str(work), "--output", str(output)])
+        assert code == 0, capsys.readouterr().err[-3000:]
+    reports = read_reports(output)
+    assert {measure for measure, _ in reports} == set(measures)
     for (measure, _), report in reports.items():
         assert report["cases"] or METRIC in str(report["notes"]), measure
         assert all(runs for runs in report["cases"].values()), measure
-    assert "not measured" in done.stdout
+    assert "not measured" in capsys.readouterr().out
