@@ -1,6 +1,6 @@
 # Everything happens in a virtual environment of the project's own, with pinned versions.
 PYTHON ?= python3
-# What is installed is compiled when it is first used: most of it never is.
+# Tests and the demo start many processes: none should compile our modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
 	touch $(READY)
 
 demo: $(READY)
