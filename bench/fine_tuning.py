@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TASKS = ("json", "mirror", "spell")
 """Answers that the shipped base does not give."""
-_ROWS, _VALIDATION, _HELD_OUT = 2000, 32, 96
+_ROWS, _VALIDATION, _HELD_OUT = 1200, 32, 96
 _PROMPTS = 16  # as many as one request may have
 _QUICK = {"steps": 2}
 
