@@ -77,7 +77,7 @@ class Queue:
             found = write.connection.execute(select(JOBS).where(before)).mappings().all()
             for row in found:
                 _lose(write, row, "The server was started again.")
-            write.connection.execute(update(JOBS).where(self._kept()).values(beat=write.now))
+            _beat(write, self._kept())
         return tuple(row["id"] for row in found)
 
     def claim(self, limit: int = 1, accept: Callable[[Job], bool] = lambda job: True) -> tuple[Job, ...]:
@@ -136,8 +136,7 @@ class Queue:
                     values = {"estimated_finish": finish[job_id]} if finish and job_id in finish else {}
                     change_job(write.connection, job_id, beat=write.now, **values)
                     orders[job_id] = _ORDERS.get(row["status"], "run")
-            late = self._kept(write.now - KEEP_SECONDS)
-            write.connection.execute(update(JOBS).where(late).values(beat=write.now))
+            _beat(write, self._kept(write.now - KEEP_SECONDS))
         return orders
 
     def keep(self) -> None:
@@ -147,7 +146,7 @@ class Queue:
             if connection.execute(select(JOBS.c.id).where(late).limit(1)).first() is None:
                 return
         with self._database.write() as write:
-            write.connection.execute(update(JOBS).where(late).values(beat=write.now))
+            _beat(write, late)
 
     def whose_turn(self, ids: Collection[str], joins: Callable[[Job], bool] | None = None) -> Turn:
         """Whether jobs that this server has trained for a while stop for `others`; `again` is a new turn.
@@ -339,6 +338,11 @@ class Queue:
 
 
 _ORDERS: Mapping[str, Order] = {"paused": "pause", "cancelled": "cancel"}
+
+
+def _beat(write: Write, jobs: ColumnElement[bool]) -> None:
+    """Note that the server that has these lives."""
+    write.connection.execute(update(JOBS).where(jobs).values(beat=write.now))
 
 
 def _load(connection: Connection, job_id: str) -> Job:

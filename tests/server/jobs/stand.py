@@ -98,6 +98,21 @@ class Place:
         spec = request.pop("spec", TrainSpec())
         return self.jobs.create(caller, JobRequest("tiny", name, file.id, spec, **request)).id
 
+    def cancelled_as_it_is_published(self, actions: Any) -> None:
+        """Run a job whose owner cancels it when its result is a version, and the job does not know yet."""
+        job_id = ""
+
+        def publish(work: Any) -> tuple[AdapterVersion, bool]:
+            version, is_new = work()
+            if version.name == "bot":
+                self.jobs.cancel(USER, job_id)
+            return version, is_new
+
+        self.publish = publish
+        job_id = self.create(actions)
+        with self.supervised():
+            self.wait(job_id, "cancelled")
+
     def job(self, job_id: str) -> Job:
         return self.jobs.get(LOCAL, job_id)
 

@@ -88,18 +88,7 @@ def test_a_job_that_fails_after_a_step_leaves_what_shows_why(place: Place) -> No
 
 
 def test_a_job_that_is_cancelled_as_it_ends_leaves_none(place: Place) -> None:
-    job_id = ""
-
-    def publish(work: Any) -> tuple[AdapterVersion, bool]:
-        version, is_new = work()
-        if version.name == "bot":
-            place.jobs.cancel(USER, job_id)
-        return version, is_new
-
-    place.publish = publish
-    job_id = place.create(WHOLE)
-    with place.supervised():
-        place.wait(job_id, "cancelled")
+    place.cancelled_as_it_is_published(WHOLE)
     assert (stored(place), contents(place)) == (set(), 1)
 
 

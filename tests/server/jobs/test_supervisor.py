@@ -136,18 +136,7 @@ def test_cancel_ends_the_process_at_once(place: Place) -> None:
 
 
 def test_a_result_that_is_cancelled_as_it_is_published_is_taken_back(place: Place) -> None:
-    job_id = ""
-
-    def publish(work: Any) -> tuple[AdapterVersion, bool]:
-        version, is_new = work()
-        if version.name == "bot":
-            place.jobs.cancel(USER, job_id)
-        return version, is_new
-
-    place.publish = publish
-    job_id = place.create(GOOD)
-    with place.supervised():
-        place.wait(job_id, "cancelled")
+    place.cancelled_as_it_is_published(GOOD)
     assert place.registry.versions("bot") == ()
 
 
